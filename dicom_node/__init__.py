@@ -1,0 +1,3 @@
+"""A DICOM node that takes the speckle out of ultrasound and sends a derived series back."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,286 @@
+"""TOML -> frozen, validated settings; an error names the key, its value and the remedy.
+
+Every setting has a sentence, a unit where it has one, and a default. ``config/node.toml``
+shows the same keys with the same defaults; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dicom_node.errors import ConfigError
+
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class NodeSection(_Section):
+    """Who this node is and where it keeps its state."""
+
+    ae_title: AETitle = "DESPECKLE"
+    """Application Entity title that scanners and the PACS call."""
+    station_name: Annotated[str, Field(max_length=16)] = "DESPECKLE"
+    """(0008,1010) *Station Name* in the provenance of derived objects."""
+    state_directory: Path = Path("/var/lib/dicom-node")
+    """Holds the spool and, unless `ledger.url` says otherwise, the ledger."""
+
+
+class ReceiveSection(_Section):
+    """The Storage SCP."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a PACS node listens on the hospital network
+    """Address to listen on."""
+    port: Port = 11112
+    """TCP port to listen on."""
+    require_called_ae_title: bool = True
+    """Reject associations that call another AE title than ours."""
+    require_known_caller: bool = False
+    """Reject calling AE titles that are not the `ae_title` of a peer with ``sends = true``."""
+    max_associations: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Associations served at once; further ones are rejected as a transient local limit."""
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=1048576)] = 131072
+    """Largest PDU that peers may send, in bytes."""
+    acse_timeout_seconds: Seconds = 10.0
+    """How long a connected peer may take to request or release an association."""
+    dimse_timeout_seconds: Seconds = 60.0
+    """How long to wait for the next DIMSE message part."""
+    network_timeout_seconds: Seconds = 60.0
+    """How long an association may stay silent before it is aborted."""
+    min_free_mb: Annotated[int, Field(ge=0)] = 1024
+    """Below this much free disk in the spool, in MB, associations and C-STOREs are refused."""
+    other_sop_classes: Literal["skip", "refuse"] = "skip"
+    """Objects that are not ultrasound images (SR, SC, PDF): acknowledge and skip, or refuse."""
+
+
+class Peer(_Section):
+    """Another AE: a scanner, a router or a PACS."""
+
+    ae_title: AETitle
+    """Its Application Entity title."""
+    host: str | None = None
+    """Its host name or address; needed where the node calls it."""
+    port: Port | None = None
+    """Its TCP port; needed where the node calls it."""
+    sends: bool = True
+    """May send objects to this node."""
+    addresses: tuple[str, ...] = ()
+    """Addresses or CIDR networks it may call from; empty means any."""
+    receives: bool = False
+    """Derived series are sent to it."""
+    confirm: Literal["commitment", "query", "none"] = "commitment"
+    """How storage is confirmed: Storage Commitment, C-FIND at IMAGE level, or the C-STORE status."""
+    commitment_wait_seconds: Seconds = 60.0
+    """How long to wait for a commitment report before asking again."""
+    query_after_crash: bool = True
+    """Ask by C-FIND which instances it already holds before repeating an interrupted send."""
+
+    @field_validator("addresses")
+    @classmethod
+    def _addresses_parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            ip_network(item, strict=False)
+        return value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Peer:
+        if self.receives and (self.host is None or self.port is None):
+            raise ValueError("a peer with receives = true needs host and port")
+        return self
+
+    def admits(self, address: str) -> bool:
+        """Whether a connection from `address` may use this peer's AE title."""
+        return not self.addresses or any(
+            ip_address(address) in ip_network(item, strict=False) for item in self.addresses
+        )
+
+
+class AssembleSection(_Section):
+    """When a source series counts as complete."""
+
+    quiet_seconds: Seconds = 10.0
+    """No arrival for this long, with no open association that delivered into the series."""
+    max_wait_seconds: Seconds = 900.0
+    """Complete at the latest this long after its first arrival, whatever is still open."""
+
+
+class DespeckleSection(_Section):
+    """The student network."""
+
+    bundle: str = "quality"
+    """Name of a packaged bundle, or the path of a bundle folder."""
+    strength: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """0 leaves every pixel as it was, 1 removes all the speckle that the student finds."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the student runs; auto takes the GPU where there is one."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network; auto takes the fastest that the device has."""
+    batch_frames: Annotated[int, Field(ge=1, le=64)] = 4
+    """Frames in one batch; bounds the memory."""
+    threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """CPU threads for inference; 0 takes the cores that there are."""
+
+
+class RegionsSection(_Section):
+    """Which pixels may change."""
+
+    without_regions: Literal["estimate", "skip"] = "estimate"
+    """Objects without (0018,6011) *Sequence of Ultrasound Regions*: estimate the sector, or skip."""
+    grey_tolerance: Annotated[int, Field(ge=0, le=64)] = 12
+    """A pixel counts as grey where its largest and smallest colour value differ by at most this."""
+
+
+class DeriveSection(_Section):
+    """The derived object."""
+
+    series_number_offset: Annotated[int, Field(ge=1)] = 1000
+    """Added to (0020,0011) *Series Number* of the source."""
+    series_description_label: Annotated[str, Field(min_length=1, max_length=48)] = (
+        "AI despeckled (research)"
+    )
+    """Added to (0008,103E) *Series Description* of the source."""
+    content_qualification: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"
+    """(0018,9004) *Content Qualification*."""
+    equipment: Literal["source", "node"] = "source"
+    """Whose Manufacturer, Model Name etc. the General Equipment module carries."""
+    transfer_syntax: Literal["explicit-le", "rle", "jpeg-ls", "jpeg-2000"] = "explicit-le"
+    """Lossless encoding of the derived pixels."""
+    keep_private_groups: tuple[str, ...] = ()
+    """Private creators whose elements are kept; all others are removed."""
+
+
+class RetrySection(_Section):
+    """Repeating what failed for a passing reason."""
+
+    first_seconds: Seconds = 5.0
+    """Delay before the first repetition."""
+    factor: Annotated[float, Field(ge=1.0, le=10.0)] = 2.0
+    """Each further delay is this many times the one before, with full jitter."""
+    longest_seconds: Seconds = 600.0
+    """No delay is longer than this."""
+    give_up_hours: Seconds = 72.0
+    """Parked after failing for this long."""
+    lease_seconds: Seconds = 60.0
+    """A worker that gives no sign of life for this long loses its work to another."""
+
+
+class SpoolSection(_Section):
+    """How long files stay."""
+
+    keep_hours: Annotated[float, Field(ge=0)] = 24.0
+    """Source and derived files are kept this long after the last confirmation."""
+
+
+class LedgerSection(_Section):
+    """The queue and the record."""
+
+    url: str = ""
+    """SQLAlchemy URL; empty means SQLite in the state directory."""
+
+
+class LogSection(_Section):
+    """Structured logs on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level that is written."""
+    format: Literal["json", "console"] = "json"
+    """One JSON object a line, or text for people."""
+
+
+class Settings(_Section):
+    """All settings of one node."""
+
+    node: NodeSection = NodeSection()
+    receive: ReceiveSection = ReceiveSection()
+    peers: dict[str, Peer] = {}
+    assemble: AssembleSection = AssembleSection()
+    despeckle: DespeckleSection = DespeckleSection()
+    regions: RegionsSection = RegionsSection()
+    derive: DeriveSection = DeriveSection()
+    retry: RetrySection = RetrySection()
+    spool: SpoolSection = SpoolSection()
+    ledger: LedgerSection = LedgerSection()
+    log: LogSection = LogSection()
+
+    @property
+    def spool_directory(self) -> Path:
+        """Root of the spool."""
+        return self.node.state_directory / "spool"
+
+    @property
+    def ledger_url(self) -> str:
+        """SQLAlchemy URL of the ledger."""
+        return self.ledger.url or f"sqlite:///{self.node.state_directory / 'ledger.sqlite3'}"
+
+    @property
+    def destinations(self) -> dict[str, Peer]:
+        """Peers that derived series are sent to, by name."""
+        return {name: peer for name, peer in self.peers.items() if peer.receives}
+
+    def peer_of(self, ae_title: str) -> Peer | None:
+        """The peer that calls itself `ae_title`."""
+        return next((p for p in self.peers.values() if p.ae_title == ae_title), None)
+
+
+def load(path: Path) -> Settings:
+    """Read and validate a configuration file.
+
+    Raises
+    ------
+    ConfigError
+        Names the file or key, the value found and what to do.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("config-unreadable", f"{path}: {error.strerror}; give --config a readable file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("config-not-toml", f"{path}: {error}; correct the syntax there") from error
+    return parse(document, origin=str(path))
+
+
+def parse(document: dict[str, Any], origin: str = "configuration") -> Settings:
+    """Validate a parsed TOML document; see `load`."""
+    try:
+        return Settings.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError("config-invalid", f"{origin}: " + "; ".join(_explain(error))) from error
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One sentence for each wrong key: its dotted name, its value and the remedy."""
+    sentences = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"{key}: no such key; {_nearest(problem['loc'])}")
+        elif problem["type"] == "missing":
+            sentences.append(f"{key}: missing; add it")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            sentences.append(f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}")
+    return sentences
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """The keys that the section of a wrong key does have, the most similar first."""
+    from difflib import get_close_matches
+
+    section: type[BaseModel] = Settings
+    for part in location[:-1]:
+        if part == "peers":
+            section = Peer
+            break
+        section = type(getattr(Settings(), str(part)))
+    known = sorted(section.model_fields)
+    close = get_close_matches(str(location[-1]), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""The demonstration: the node, an embedded PACS and real ultrasound on one machine."""
