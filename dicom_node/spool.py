@@ -1,0 +1,202 @@
+"""The only writer of files: temporary -> fsync -> rename -> fsync of the folder.
+
+Files in ``incoming/`` are worth nothing: whatever a crash leaves there is swept away. A file
+in ``received/`` or ``derived/`` is complete and on the disk, and belongs to a ledger row; one
+that belongs to none (a crash fell between rename and commit) is swept away too, after a while.
+File format: PS3.10 7.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from dicom_node.errors import Permanent, Transient
+from dicom_node.identity import is_valid_uid
+
+_BYTES_PER_MB: Final = 1_000_000
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Spool:
+    """The node's folder of object files.
+
+    Parameters
+    ----------
+    root : Path
+        Created if absent. All four folders must lie on one file system, since files are
+        renamed between them.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / "incoming"
+        self.received = root / "received"
+        self.derived = root / "derived"
+        self._quarantine = root / "quarantine"
+        with _disk():
+            for folder in (self.incoming, self.received, self.derived, self._quarantine):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def free_mb(self) -> float:
+        """Free disk for this process, in MB of 10^6 bytes."""
+        with _disk():
+            figures = os.statvfs(self.root)
+        return figures.f_bavail * figures.f_frsize / _BYTES_PER_MB
+
+    def take(self, temporary: Path, name_hint: str) -> Path:
+        """Make a received temporary file permanent and durable.
+
+        Parameters
+        ----------
+        temporary : Path
+            A complete file on the spool's file system, normally in ``incoming/``.
+        name_hint : str
+            (0008,0018) *SOP Instance UID*. The name is unique even if two associations
+            deliver the same instance at the same moment.
+
+        Raises
+        ------
+        Transient
+            The disk is full or fails; the temporary file is gone or will be swept.
+        """
+        stem = name_hint if is_valid_uid(name_hint) else "unnamed"
+        target = self.received / f"{stem}-{uuid.uuid4().hex[:12]}.dcm"
+        with _disk():
+            _fsync(temporary)
+            temporary.rename(target)
+            _fsync(self.received)
+        return target
+
+    def write(self, chunks: Iterable[bytes], relative: str | PurePosixPath) -> Path:
+        """Write a derived file atomically: it appears whole and durable, or not at all.
+
+        Parameters
+        ----------
+        chunks : iterable of bytes
+            The file's content, in order.
+        relative : str
+            Path below ``derived/``, such as ``<series>/<instance>.dcm``. A file that is
+            there already is replaced.
+
+        Raises
+        ------
+        Transient
+            The disk is full or fails. Nothing remains.
+        Permanent
+            `relative` would leave the folder.
+        """
+        parts = PurePosixPath(relative).parts
+        if not parts or parts[0] == "/" or ".." in parts:
+            raise Permanent("spool-path", "a derived file may not lie outside the spool")
+        target = self.derived.joinpath(*parts)
+        temporary = self.incoming / f"derived-{uuid.uuid4().hex}.part"
+        try:
+            with _disk():
+                with temporary.open("xb") as file:
+                    file.writelines(chunks)
+                    file.flush()
+                    os.fsync(file.fileno())
+                new_folders = [p for p in target.parents if not p.exists()]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary.rename(target)
+                for folder in [target.parent, *(p.parent for p in new_folders)]:
+                    _fsync(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+    def sweep(self, known: Collection[Path], older_than_s: float) -> int:
+        """Remove what crashes left behind; return the number of files removed.
+
+        Parameters
+        ----------
+        known : collection of Path
+            Every file that the ledger knows, read *before* the call.
+        older_than_s : float
+            Only files unchanged (and not renamed) for this many seconds are touched, so that
+            a file whose row is about to be committed is safe.
+        """
+        kept = {path.resolve() for path in known}
+        horizon = time.time() - older_than_s
+        removed = 0
+        with _disk():
+            for folder in (self.incoming, self.received, self.derived):
+                for path in _files(folder):
+                    if path.resolve() not in kept and _last_touched(path) <= horizon:
+                        path.unlink(missing_ok=True)
+                        removed += 1
+            for folder in self.derived.iterdir():
+                if (
+                    folder.is_dir()
+                    and _last_touched(folder) <= horizon
+                    and not any(folder.iterdir())
+                ):
+                    _remove_empty(folder)
+        return removed
+
+    def remove(self, path: Path) -> None:
+        """Delete a file of the spool; one that is gone already is no error."""
+        with _disk():
+            path.unlink(missing_ok=True)
+
+    def quarantine(self, path: Path) -> Path:
+        """Put a file aside, out of the reach of sweeps, for a person to look at."""
+        target = self._quarantine / path.name
+        with _disk():
+            path.rename(target)
+            _fsync(self._quarantine)
+        return target
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Turn what the file system reports into the node's errors, naming the remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        if error.errno in _FULL:
+            raise Transient(
+                "disk-full", f"the spool's disk is full ({reason}); free some"
+            ) from error
+        raise Transient(
+            "spool-unusable", f"the spool cannot be used ({reason}); check the disk and its rights"
+        ) from error
+
+
+def _fsync(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _last_touched(path: Path) -> float:
+    """Time of the last change or rename; a file that just vanished counts as new."""
+    try:
+        figures = path.stat()
+    except FileNotFoundError:
+        return float("inf")
+    return max(figures.st_mtime, figures.st_ctime)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder that a writer may be about to fill."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+            raise
