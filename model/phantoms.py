@@ -1,0 +1,276 @@
+"""Echogenicity maps: what the tissue scatters, in dB, before any ultrasound is sent into it.
+
+Not images: a phantom has no speckle and no grey levels. `model.speckle` turns it into both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Map = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One inclusion with a known contrast.
+
+    Attributes
+    ----------
+    mask : ndarray, (rows, columns), bool
+        Pixels well inside.
+    ring : ndarray, (rows, columns), bool
+        Surrounding tissue, clear of the edge.
+    contrast_db : float
+        Echogenicity inside minus outside, dB.
+    diameter_px : float
+        Mean diameter in pixels.
+    """
+
+    mask: Mask
+    ring: Mask
+    contrast_db: float
+    diameter_px: float
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """Scatterer strength of a slice of tissue.
+
+    Attributes
+    ----------
+    diffuse_db : ndarray, (rows, columns), float32
+        Power of the diffuse scatterers, dB; 0 is ordinary tissue.
+    specular : ndarray, (rows, columns), float32
+        Amplitude of coherent reflectors (interfaces, wires), relative to ordinary tissue.
+    lesions : tuple of Lesion
+    labels : dict of str to ndarray, (rows, columns), bool
+        Homogeneous areas and lines, for the metrics.
+    """
+
+    diffuse_db: Map
+    specular: Map
+    lesions: tuple[Lesion, ...] = ()
+    labels: dict[str, Mask] = field(default_factory=dict)
+
+
+def smooth_field(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    scale: float,
+    angle: float = 0.0,
+    elongation: float = 1.0,
+) -> Map:
+    """Random field of zero mean and unit variance.
+
+    Parameters
+    ----------
+    shape : (rows, columns)
+    scale : float
+        Correlation length across the short axis, pixels.
+    angle : float
+        Direction of the long axis from the horizontal, radians.
+    elongation : float
+        Long axis over short axis.
+    """
+    rows, columns = shape
+    fz = np.fft.fftfreq(rows)[:, None]
+    fx = np.fft.rfftfreq(columns)[None, :]
+    along = fx * np.cos(angle) + fz * np.sin(angle)
+    across = -fx * np.sin(angle) + fz * np.cos(angle)
+    spectrum = np.exp(-2 * (np.pi * scale) ** 2 * ((elongation * along) ** 2 + across**2))
+    white = np.fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
+    out = np.fft.irfft2(white * spectrum, s=shape)
+    return np.asarray((out - out.mean()) / (out.std() + 1e-9), dtype=np.float32)
+
+
+def blob(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    centre: tuple[float, float],
+    radius: float,
+    lobes: float,
+) -> Map:
+    """Signed distance, in pixels and positive inside, of an ellipse with a lobed outline."""
+    rows, columns = shape
+    z = np.arange(rows, dtype=np.float32)[:, None] - centre[0]
+    x = np.arange(columns, dtype=np.float32)[None, :] - centre[1]
+    tilt = rng.uniform(0, np.pi)
+    squeeze = rng.uniform(0.55, 1.0)
+    u = x * np.cos(tilt) + z * np.sin(tilt)
+    v = (-x * np.sin(tilt) + z * np.cos(tilt)) / squeeze
+    distance = np.hypot(u, v)
+    outline = np.full_like(distance, radius)
+    if lobes > 0:
+        phi = np.arctan2(v, u)
+        for order in range(2, 6):
+            outline += (
+                radius
+                * lobes
+                * rng.normal()
+                / order
+                * np.cos(order * phi + rng.uniform(0, 2 * np.pi))
+            )
+    return np.asarray(outline - distance, dtype=np.float32)
+
+
+def _curve(
+    rng: np.random.Generator, length: int, swing: float, scale: float
+) -> NDArray[np.float64]:
+    """Smooth random function of one coordinate, standard deviation `swing`."""
+    white = ndimage.gaussian_filter1d(rng.standard_normal(length + 8 * int(scale)), scale)
+    curve = white[4 * int(scale) : 4 * int(scale) + length]
+    return np.asarray(
+        swing * curve / (curve.std() + 1e-9)
+        + rng.normal(0, 0.3) * np.linspace(-1, 1, length) * swing
+    )
+
+
+def _thin_line(rng: np.random.Generator, shape: tuple[int, int], width: float) -> Map:
+    """Weight 0 to 1 of a curved line that crosses the image, `width` pixels wide."""
+    rows, columns = shape
+    steep = rng.random() < 0.3
+    length, breadth = (rows, columns) if steep else (columns, rows)
+    path = rng.uniform(0.05, 0.95) * breadth + _curve(
+        rng, length, rng.uniform(0, 0.12) * breadth, rng.uniform(10, 60)
+    )
+    path += rng.normal(0, 0.4) * (np.arange(length) - length / 2)
+    slope = np.hypot(1, np.gradient(path))
+    distance = np.abs(np.arange(breadth)[:, None] - path[None, :]) / slope[None, :]
+    weight = np.clip(0.5 + width / 2 - distance, 0, 1)
+    start, stop = sorted(rng.uniform(-0.3, 1.3, 2) * length)
+    if stop - start > 0.2 * length:
+        along = np.arange(length)
+        weight *= ((along > start) & (along < stop))[None, :]
+    return np.asarray(weight.T if steep else weight, dtype=np.float32)
+
+
+def _paint_layers(rng: np.random.Generator, shape: tuple[int, int]) -> Map:
+    """Curved layers, each with its own level and texture; some striated like muscle."""
+    rows, columns = shape
+    depth = np.arange(rows, dtype=np.float32)[:, None]
+    out = np.zeros(shape, dtype=np.float32)
+    boundary = np.full(columns, -1e3)
+    for _ in range(int(rng.integers(1, 5))):
+        level = rng.normal(0, 5)
+        layer = np.full(shape, level, dtype=np.float32)
+        if rng.random() < 0.6:
+            layer += rng.uniform(0.5, 4) * smooth_field(rng, shape, rng.uniform(4, 40))
+        if rng.random() < 0.3:
+            layer += rng.uniform(1, 6) * smooth_field(
+                rng, shape, rng.uniform(0.8, 3), rng.normal(0, 0.4), rng.uniform(6, 40)
+            )
+        inside = np.clip(depth - boundary[None, :] + 0.5, 0, 1)
+        out = np.asarray(out * (1 - inside) + layer * inside, dtype=np.float32)
+        step = rng.uniform(0.1, 0.6) * rows
+        start = max(float(boundary.mean()), 0.0) + step
+        boundary = start + _curve(rng, columns, rng.uniform(0, 0.08) * rows, rng.uniform(15, 80))
+    return out
+
+
+def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
+    """Draw a procedural phantom: layers, lesions, vessels, septa, points and shadows."""
+    rows, columns = shape
+    kind = rng.random()
+    if kind < 0.08:
+        return Phantom(
+            np.full(shape, rng.normal(0, 3), dtype=np.float32), np.zeros(shape, np.float32)
+        )
+    db = _paint_layers(rng, shape)
+    specular = np.zeros(shape, dtype=np.float32)
+    for _ in range(int(rng.integers(0, 9))):
+        radius = float(np.exp(rng.uniform(np.log(2.5), np.log(0.22 * min(shape)))))
+        centre = (rng.uniform(0, rows), rng.uniform(0, columns))
+        contrast = float(
+            rng.choice([rng.uniform(-28, -12), rng.uniform(-12, -2), rng.uniform(2, 12)])
+        )
+        distance = blob(rng, shape, centre, radius, rng.choice([0.0, 0.1, 0.25]))
+        soft = rng.uniform(0.5, 3.0)
+        inside = np.clip(distance / soft + 0.5, 0, 1)
+        db = np.asarray(db + contrast * inside, dtype=np.float32)
+        if rng.random() < 0.3:
+            rim = np.exp(-0.5 * ((distance - 0.5) / rng.uniform(0.6, 1.6)) ** 2)
+            db += (rng.uniform(3, 14) * rim).astype(np.float32)
+        if rng.random() < 0.25:
+            below = np.maximum.accumulate(inside, axis=0) * (1 - inside)
+            db += (rng.uniform(-12, 6) * ndimage.gaussian_filter(below, (0, 2))).astype(np.float32)
+    for _ in range(int(rng.integers(0, 3))):
+        lumen = _thin_line(rng, shape, rng.uniform(4, 24))
+        wall = np.clip(ndimage.grey_dilation(lumen, size=(3, 3)) - lumen, 0, 1)
+        db += (rng.uniform(-30, -10) * lumen + rng.uniform(0, 12) * wall).astype(np.float32)
+    for _ in range(int(rng.integers(0, 8))):
+        line = _thin_line(rng, shape, rng.uniform(0.8, 3.0))
+        if rng.random() < 0.45:
+            specular = np.maximum(specular, line * np.float32(10 ** rng.uniform(-0.3, 1.0)))
+        else:
+            db += (rng.uniform(3, 18) * line).astype(np.float32)
+    for _ in range(int(rng.integers(0, 6))):
+        z, x = int(rng.integers(0, rows)), int(rng.integers(0, columns))
+        specular[z, x] = 10 ** rng.uniform(0.3, 1.4)
+    return Phantom(db, specular)
+
+
+def from_anatomy(
+    rng: np.random.Generator, anatomy: NDArray[np.uint8], shape: tuple[int, int]
+) -> Phantom:
+    """Take a strongly despeckled real image as echogenicity; see `model.data.anatomy_maps`.
+
+    Parameters
+    ----------
+    anatomy : ndarray, (any rows, any columns), uint8
+        At least as large as `shape` in both directions.
+    """
+    rows, columns = shape
+    top = int(rng.integers(0, anatomy.shape[0] - rows + 1))
+    left = int(rng.integers(0, anatomy.shape[1] - columns + 1))
+    part = anatomy[top : top + rows, left : left + columns].astype(np.float32)
+    if rng.random() < 0.5:
+        part = part[:, ::-1]
+    db = part / 255 * rng.uniform(35, 65)
+    db = db - np.median(db[part > 8]) if (part > 8).mean() > 0.05 else db - db.mean()
+    return Phantom(np.asarray(np.clip(db, -60, 30), dtype=np.float32), np.zeros(shape, np.float32))
+
+
+def graded_lesions(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    contrasts_db: tuple[float, ...],
+    radii_px: tuple[float, ...],
+) -> Phantom:
+    """Round lesions of given contrasts and sizes in homogeneous tissue, with labels for the metrics."""
+    db = np.zeros(shape, dtype=np.float32)
+    free = np.ones(shape, dtype=bool)
+    lesions = []
+    for radius in sorted(radii_px, reverse=True):
+        for _ in range(60):
+            margin = radius + 6
+            centre = (
+                rng.uniform(margin, shape[0] - margin),
+                rng.uniform(margin, shape[1] - margin),
+            )
+            z = np.arange(shape[0], dtype=np.float32)[:, None] - centre[0]
+            x = np.arange(shape[1], dtype=np.float32)[None, :] - centre[1]
+            distance = np.hypot(z, x)
+            surround = distance < 1.6 * radius + 8
+            if free[surround].all():
+                break
+        else:
+            continue
+        contrast = float(rng.choice(contrasts_db))
+        db += contrast * np.clip(radius - distance + 0.5, 0, 1).astype(np.float32)
+        free &= ~surround
+        lesions.append(
+            Lesion(
+                distance < max(radius - 1.5, 0.6 * radius),
+                (distance > radius + 2.5) & (distance < 1.4 * radius + 6),
+                contrast,
+                2 * radius,
+            )
+        )
+    edge = np.zeros(shape, dtype=bool)
+    edge[8:-8, 8:-8] = True
+    return Phantom(db, np.zeros(shape, np.float32), tuple(lesions), {"background": free & edge})

@@ -1,0 +1,384 @@
+"""Physics of speckle: an echogenicity map becomes a B-mode image and its expectation.
+
+Scatterers of random phase are summed by a complex, depth-varying point-spread function; the
+envelope of the sum is compressed, mapped to grey, scan-converted, post-processed and quantised.
+The target is not the map but the **expected display**: the mean of infinitely many images of the
+same tissue with fresh scatterers. It keeps the resolution and the mean grey level of the system,
+and loses only what is random.
+
+Sources: Wagner et al. 1983 (statistics of speckle), Goodman 2007 (Rician field of a reflector in
+speckle), Loupas et al. 1989 (log compression).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the customary name
+
+from model.phantoms import Phantom
+
+_RICE_DB = (-40.0, -6.0, 0.0, 6.0, 12.0, 20.0)
+"""Grid of coherent over diffuse power, dB."""
+_QUANTILES = 384
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One scanner setting; everything about the image that is not tissue.
+
+    Lengths are in samples of the native grid, angles in radians, levels in dB.
+    """
+
+    sector_angle: float = 0.0
+    """Opening angle; 0 is a linear probe."""
+    sector_depth: float = 0.3
+    """Radius of the probe face over the depth of the image (sector only)."""
+    native_scale: tuple[float, float] = (1.0, 1.0)
+    """Native samples a display pixel: axial, lateral."""
+    axial_sigma: float = 1.0
+    lateral_sigma: tuple[float, float] = (2.0, 3.0)
+    """Near and far, standard deviation of the amplitude profile."""
+    carrier: float = 0.25
+    """Cycles a sample."""
+    defocus: float = 0.0
+    """Quadratic phase at one lateral sigma."""
+    side_lobes: float = 0.0
+    """Amplitude of a wide lateral pedestal."""
+    looks: int = 1
+    look_mode: str = "amplitude"
+    """How compounded looks are averaged: amplitude, power or log."""
+    attenuation_db: float = 0.0
+    """Not compensated, over the whole depth."""
+    tgc_ripple_db: float = 0.0
+    shadows: int = 0
+    noise_floor_db: float = -60.0
+    dynamic_range_db: float = 60.0
+    tissue_level: float = 0.45
+    """Where ordinary tissue falls in the display range, 0 to 1."""
+    grey_gamma: float = 1.0
+    grey_s_curve: float = 0.0
+    smooth_sigma: float = 0.0
+    sharpen: float = 0.0
+    sharpen_sigma: float = 1.2
+    jpeg_quality: int = 0
+    """0 is none."""
+    resize: float = 1.0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Acquisition:
+        """Draw a scanner at random, wide enough to cover what is in hospitals."""
+        near = float(np.exp(rng.uniform(np.log(0.8), np.log(3.5))))
+        return cls(
+            sector_angle=float(rng.uniform(0.6, 1.7)) if rng.random() < 0.4 else 0.0,
+            sector_depth=float(rng.uniform(0.05, 0.8)),
+            native_scale=(float(rng.uniform(0.7, 1.25)), float(rng.uniform(0.45, 1.1))),
+            axial_sigma=float(np.exp(rng.uniform(np.log(0.55), np.log(2.2)))),
+            lateral_sigma=(near, near * float(rng.uniform(0.6, 2.2))),
+            carrier=float(rng.uniform(0.05, 0.4)),
+            defocus=float(rng.choice([0.0, rng.normal(0, 0.6)])),
+            side_lobes=float(rng.choice([0.0, rng.uniform(0, 0.06)])),
+            looks=int(rng.choice([1, 1, 1, 1, 2, 2, 3, 4])),
+            look_mode=str(rng.choice(["amplitude", "power", "log"])),
+            attenuation_db=float(rng.choice([0.0, rng.uniform(-6, 18)])),
+            tgc_ripple_db=float(rng.choice([0.0, rng.uniform(0, 4)])),
+            shadows=int(rng.choice([0, 0, 0, 1, 2, 4])),
+            noise_floor_db=float(rng.uniform(-70, -18)),
+            dynamic_range_db=float(rng.uniform(38, 82)),
+            tissue_level=float(rng.uniform(0.2, 0.7)),
+            grey_gamma=float(np.exp(rng.normal(0, 0.2))),
+            grey_s_curve=float(rng.choice([0.0, rng.uniform(-0.4, 0.6)])),
+            smooth_sigma=float(rng.choice([0.0, 0.0, rng.uniform(0.3, 1.1)])),
+            sharpen=float(rng.choice([0.0, 0.0, rng.uniform(0.2, 1.4)])),
+            sharpen_sigma=float(rng.uniform(0.8, 2.0)),
+            jpeg_quality=int(rng.choice([0, 0, 0, rng.integers(55, 97)])),
+            resize=float(rng.choice([1.0, 1.0, 1.0, rng.uniform(0.6, 1.6)])),
+        )
+
+
+@dataclass(frozen=True)
+class Formed:
+    """An image and its expectation.
+
+    Attributes
+    ----------
+    noisy : ndarray, (rows, columns), uint8
+        As a scanner would show it.
+    target : ndarray, (rows, columns), float32, 0..255
+        Expected display.
+    inside : ndarray, (rows, columns), bool
+        Insonated; the rest is black.
+    """
+
+    noisy: NDArray[np.uint8]
+    target: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+
+
+def point_spread(setting: Acquisition, lateral_sigma: float) -> Tensor:
+    """Complex point-spread function, (rows, columns), unit energy, odd size."""
+    half_z = max(3, int(np.ceil(3.2 * setting.axial_sigma)))
+    half_x = max(4, int(np.ceil(3.2 * lateral_sigma * (2.0 if setting.side_lobes else 1.0))))
+    z = torch.arange(-half_z, half_z + 1, dtype=torch.float32)[:, None]
+    x = torch.arange(-half_x, half_x + 1, dtype=torch.float32)[None, :]
+    lateral = torch.exp(-0.5 * (x / lateral_sigma) ** 2)
+    if setting.side_lobes:
+        lobe = torch.cos(np.pi * x / (1.5 * lateral_sigma))
+        lateral = lateral + setting.side_lobes * lobe * torch.exp(
+            -0.5 * (x / (2.4 * lateral_sigma)) ** 2
+        )
+    phase = 2 * np.pi * setting.carrier * z + setting.defocus * (x / lateral_sigma) ** 2
+    psf = torch.exp(-0.5 * (z / setting.axial_sigma) ** 2) * lateral * torch.exp(1j * phase)
+    return psf / psf.abs().pow(2).sum().sqrt()
+
+
+def _convolve(field: Tensor, kernel: Tensor) -> Tensor:
+    """'Same' convolution of (..., rows, columns) by a complex or real odd kernel, circular far off."""
+    rows, columns = field.shape[-2:]
+    over_z, over_x = (max(0, k - n + 1) // 2 for k, n in zip(kernel.shape, (rows, columns), strict=True))
+    kernel = kernel[over_z : kernel.shape[0] - over_z, over_x : kernel.shape[1] - over_x]
+    kz, kx = kernel.shape
+    padded = torch.zeros(rows, columns, dtype=kernel.dtype)
+    padded[:kz, :kx] = kernel
+    padded = torch.roll(padded, (-(kz // 2), -(kx // 2)), (0, 1))
+    return torch.fft.ifft2(torch.fft.fft2(field) * torch.fft.fft2(padded))
+
+
+@lru_cache(maxsize=64)
+def _fluctuation_db(looks: int, mode: str) -> Tensor:
+    """Equal-probability quantiles of the level around its mean power, dB: (Rice grid, quantiles)."""
+    rng = np.random.default_rng(20_251)
+    count = _QUANTILES * 160
+    rows = []
+    for rice_db in _RICE_DB:
+        rice = 10 ** (rice_db / 10)
+        diffuse = rng.standard_normal((looks, count, 2)) * np.sqrt(0.5 / (1 + rice))
+        field = diffuse[..., 0] + 1j * diffuse[..., 1] + np.sqrt(rice / (1 + rice))
+        level = _combine(torch.from_numpy(np.abs(field) ** 2), mode).numpy()
+        rows.append(np.sort(level).reshape(_QUANTILES, -1).mean(axis=1))
+    return torch.from_numpy(np.stack(rows)).float()
+
+
+def _combine(power: Tensor, mode: str) -> Tensor:
+    """Average the looks, axis 0, and return the level in dB."""
+    power = power.clamp_min(1e-12)
+    if mode == "amplitude":
+        return 20 * torch.log10(power.sqrt().mean(0))
+    if mode == "power":
+        return 10 * torch.log10(power.mean(0))
+    return (10 * torch.log10(power)).mean(0)
+
+
+def grey_map(level_db: Tensor, setting: Acquisition) -> Tensor:
+    """Log level to display grey, 0..255, clipped; 0 dB is ordinary tissue."""
+    u = (level_db / setting.dynamic_range_db + setting.tissue_level).clamp(0, 1)
+    u = u**setting.grey_gamma
+    if setting.grey_s_curve:
+        u = u + setting.grey_s_curve * u * (1 - u) * (2 * u - 1)
+    return 255 * u
+
+
+def expected_grey(power_db: Tensor, rice_db: Tensor, setting: Acquisition) -> Tensor:
+    """Mean of `grey_map` over the speckle, from mean power and coherent over diffuse power, dB.
+
+    Exact up to its table: quadrature over the quantiles of the level, interpolated linearly.
+    """
+    fluctuation = _fluctuation_db(setting.looks, setting.look_mode)
+    low, high = -setting.dynamic_range_db - 25.0, setting.dynamic_range_db + 25.0
+    levels = torch.linspace(low, high, 160)
+    table = grey_map(levels[:, None, None] + fluctuation[None], setting).mean(-1)
+    axis = torch.tensor(_RICE_DB)
+    rice = rice_db.clamp(_RICE_DB[0], _RICE_DB[-1])
+    upper = torch.bucketize(rice, axis).clamp(1, len(_RICE_DB) - 1)
+    v = (rice - axis[upper - 1]) / (axis[upper] - axis[upper - 1])
+    u = (power_db.clamp(low, high) - low) / (high - low) * (len(levels) - 1)
+    i = u.floor().long().clamp(0, len(levels) - 2)
+    t = u - i
+    near = table[i, upper - 1] * (1 - t) + table[i + 1, upper - 1] * t
+    far = table[i, upper] * (1 - t) + table[i + 1, upper] * t
+    return near * (1 - v) + far * v
+
+
+class Scanner:
+    """Geometry of one image: display pixels to native samples and back."""
+
+    def __init__(self, shape: tuple[int, int], setting: Acquisition) -> None:
+        rows, columns = shape
+        scale_z, scale_x = setting.native_scale
+        self.native = (round(rows * scale_z), round(columns * scale_x))
+        z = torch.linspace(-1, 1, rows)[:, None].expand(rows, columns)
+        x = torch.linspace(-1, 1, columns)[None, :].expand(rows, columns)
+        native_z = torch.linspace(-1, 1, self.native[0])[:, None].expand(*self.native)
+        native_x = torch.linspace(-1, 1, self.native[1])[None, :].expand(*self.native)
+        if setting.sector_angle:
+            half = setting.sector_angle / 2
+            face = setting.sector_depth
+            aspect = columns / rows
+            depth = face * np.cos(half) + (z + 1) / 2 * (1 + face * (1 - np.cos(half)))
+            across = x / 2 * aspect
+            radius, angle = torch.hypot(depth, across), torch.atan2(across, depth)
+            self.to_display = torch.stack(((angle / half), (radius - face) * 2 - 1), -1)
+            r = face + (native_z + 1) / 2
+            back_z = (r * torch.cos(native_x * half) - face * np.cos(half)) / (
+                1 + face * (1 - np.cos(half))
+            ) * 2 - 1
+            back_x = r * torch.sin(native_x * half) * 2 / aspect
+            self.to_native = torch.stack((back_x, back_z), -1)
+        else:
+            self.to_display = torch.stack((x, z), -1)
+            self.to_native = torch.stack((native_x, native_z), -1)
+        self.inside = (self.to_display.abs() <= 1).all(-1)
+
+    def sample_native(self, image: Tensor) -> Tensor:
+        """Display grid to native grid, bilinear, (rows, columns) float."""
+        return _sample(image, self.to_native)
+
+    def convert(self, image: Tensor) -> Tensor:
+        """Native grid to display grid, bilinear; 0 outside the insonated area."""
+        return _sample(image, self.to_display) * self.inside
+
+
+def _sample(image: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(
+        image[None, None], grid[None], mode="bilinear", padding_mode="border", align_corners=True
+    )[0, 0]
+
+
+def form(
+    phantom: Phantom, setting: Acquisition, rng: np.random.Generator, realisations: int = 1
+) -> list[Formed]:
+    """Image a phantom.
+
+    Parameters
+    ----------
+    realisations : int
+        Images of the same tissue and scanner with independent scatterers; they share the target.
+
+    Returns
+    -------
+    list of Formed, one a realisation
+    """
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
+    scanner = Scanner(phantom.diffuse_db.shape, setting)
+    power = 10 ** (scanner.sample_native(torch.from_numpy(phantom.diffuse_db)) / 10)
+    reflector = scanner.sample_native(torch.from_numpy(phantom.specular))
+    rows, columns = power.shape
+    near, far = (point_spread(setting, sigma) for sigma in setting.lateral_sigma)
+    depth = torch.linspace(0, 1, rows)[:, None]
+    weights = (1 - depth, depth)
+    weights = tuple(w / torch.hypot(1 - depth, depth) for w in weights)
+
+    def imaged(field: Tensor) -> Tensor:
+        return weights[0] * _convolve(field, near) + weights[1] * _convolve(field, far)
+
+    # Mean power: the squared modulus of the blended point-spread function, on the map.
+    wide = max(near.shape[1], far.shape[1])
+    pair = [F.pad(p, ((wide - p.shape[1]) // 2,) * 2) for p in (near, far)]
+    mean_power = (
+        weights[0] ** 2 * _convolve(power, pair[0].abs() ** 2).real
+        + weights[1] ** 2 * _convolve(power, pair[1].abs() ** 2).real
+        + 2 * weights[0] * weights[1] * _convolve(power, (pair[0] * pair[1].conj()).real).real
+    ).clamp_min(1e-12)
+    slow_phase = torch.cumsum(torch.randn(columns, generator=generator) * 0.05, 0)[None, :]
+    # A reflector follows the wavefront: its echo is in phase along the interface.
+    shape_only = (pair[0].abs() / pair[0].abs().sum(), pair[1].abs() / pair[1].abs().sum())
+    coherent = (
+        weights[0] * _convolve(reflector, shape_only[0]).real
+        + weights[1] * _convolve(reflector, shape_only[1]).real
+    ).clamp_min(0) * torch.exp(1j * slow_phase)
+    coherent = coherent * 3.0
+
+    gain_db = _gain(setting, rng, (rows, columns))
+    loss = 10 ** (gain_db[0] / 20)
+    floor = 10 ** (setting.noise_floor_db / 20)
+    total_diffuse = mean_power * loss**2 + floor**2
+    total_coherent = (coherent.abs() * loss) ** 2
+    level_db = 10 * torch.log10(total_diffuse + total_coherent) + gain_db[1]
+    rice_db = 10 * torch.log10(total_coherent / total_diffuse + 1e-9)
+    expected = expected_grey(level_db, rice_db, setting)
+
+    amplitude = power.sqrt()
+    target = _finish(scanner.convert(expected), setting)
+    inside = _resize(scanner.inside.float(), setting) > 0.999
+    formed = []
+    for _ in range(realisations):
+        looks = []
+        for _ in range(setting.looks):
+            scatterers = _complex_normal((rows, columns), generator) * amplitude
+            electronic = _convolve(
+                _complex_normal((rows, columns), generator),
+                near[:, near.shape[1] // 2][:, None]
+                / near[:, near.shape[1] // 2].abs().pow(2).sum().sqrt(),
+            )
+            looks.append((imaged(scatterers) + coherent) * loss + floor * electronic)
+        level = _combine(torch.stack(looks).abs() ** 2, setting.look_mode) + gain_db[1]
+        shown = _finish(scanner.convert(grey_map(level, setting)), setting)
+        noisy = shown.round().clamp(0, 255).to(torch.uint8).numpy()
+        if setting.jpeg_quality:
+            noisy = _jpeg(noisy, setting.jpeg_quality)
+        formed.append(Formed(noisy, target.clamp(0, 255).numpy(), inside.numpy()))
+    return formed
+
+
+def _complex_normal(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Circular complex normal field of unit mean power."""
+    return torch.randn(*shape, dtype=torch.complex64, generator=generator)
+
+
+def _gain(
+    setting: Acquisition, rng: np.random.Generator, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Loss before the electronic noise and gain after it, dB, (rows, columns) each."""
+    rows, columns = shape
+    depth = torch.linspace(0, 1, rows)[:, None].expand(rows, columns)
+    loss = -setting.attenuation_db * depth
+    x = torch.linspace(0, 1, columns)[None, :]
+    for _ in range(setting.shadows):
+        centre, width = rng.uniform(0, 1), rng.uniform(0.01, 0.15)
+        start, strength = rng.uniform(0, 0.8), rng.uniform(3, 25)
+        across = torch.exp(-(((x - centre) / width) ** 4))
+        loss = loss - strength * across * torch.sigmoid((depth - start) * 60)
+    waves, shift = rng.uniform(1, 4), rng.uniform(0, 2 * np.pi)
+    ripple = setting.tgc_ripple_db * torch.sin(2 * np.pi * waves * depth + shift)
+    return loss, ripple
+
+
+def _finish(image: Tensor, setting: Acquisition) -> Tensor:
+    """Vendor-like smoothing, edge enhancement and resize, (rows, columns) float 0..255."""
+    if setting.smooth_sigma:
+        image = _blur(image, setting.smooth_sigma)
+    if setting.sharpen:
+        image = image + setting.sharpen * (image - _blur(image, setting.sharpen_sigma))
+    return _resize(image, setting).clamp(0, 255)
+
+
+def _resize(image: Tensor, setting: Acquisition) -> Tensor:
+    if setting.resize == 1.0:
+        return image
+    size = [max(16, round(side * setting.resize)) for side in image.shape]
+    return F.interpolate(
+        image[None, None], size, mode="bicubic", antialias=True, align_corners=False
+    )[0, 0]
+
+
+def _blur(image: Tensor, sigma: float) -> Tensor:
+    """Gaussian, replicated borders."""
+    half = max(1, int(np.ceil(3 * sigma)))
+    kernel = torch.exp(-0.5 * (torch.arange(-half, half + 1) / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    out = F.pad(image[None, None], (half, half, half, half), mode="replicate")
+    return F.conv2d(F.conv2d(out, kernel[None, None, :, None]), kernel[None, None, None, :])[0, 0]
+
+
+def _jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """One generation of JPEG baseline."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
