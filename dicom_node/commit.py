@@ -25,7 +25,6 @@ from dicom_node.associate import Context, accepts, associate, lost
 from dicom_node.config import Settings
 from dicom_node.errors import Permanent, Transient
 from dicom_node.records import Delivery
-from dicom_node.send import study_of
 from dicom_node.status import COMMITMENT_ACTION, StoreStatus, Verdict, describe, verdict
 
 _log = log.get(__name__)
@@ -213,7 +212,9 @@ def _judge(name: str, status: int) -> None:
 def _by_query(settings: Settings, deliveries: Sequence[Delivery], transaction_uid: str) -> Report:
     """Confirm by C-FIND; what the peer does not know counts as not held."""
     first = deliveries[0]
-    found = query.held(settings, first.destination, study_of(first.path), first.series_instance_uid)
+    found = query.held(
+        settings, first.destination, first.study_instance_uid, first.series_instance_uid
+    )
     sent = {delivery.sop_instance_uid for delivery in deliveries}
     return Report(
         transaction_uid,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
@@ -85,21 +84,6 @@ def send(
         yield Outcome(delivery, lost(delivery.destination))
 
 
-def study_of(path: Path) -> str:
-    """(0020,000D) *Study Instance UID* of a derived file.
-
-    Raises
-    ------
-    Permanent
-        The file is missing or unreadable.
-    """
-    try:
-        dataset = dcmread(path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"])
-        return str(dataset.StudyInstanceUID)
-    except (OSError, InvalidDicomError, AttributeError) as error:
-        raise _missing(path) from error
-
-
 def _send_on_one_association(
     settings: Settings,
     waiting: dict[int, tuple[Delivery, Context]],
@@ -164,7 +148,7 @@ def _already_held(settings: Settings, deliveries: Sequence[Delivery]) -> list[De
         return []
     try:
         held = query.held(
-            settings, first.destination, study_of(first.path), first.series_instance_uid
+            settings, first.destination, first.study_instance_uid, first.series_instance_uid
         )
     except query.QueryUnsupported as error:
         _log.info("query-unavailable", destination=first.destination, code=error.code)
