@@ -82,6 +82,8 @@ class Instance:
     error: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds spent, by stage name."""
+    failing_since: datetime | None = None
+    """Of the first failure since the last success; None while nothing failed. Aware, UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,38 @@ class Delivery:
     path: Path
     attempts: int = 0
     transaction_uid: str | None = None
+    study_instance_uid: str = ""
+    source_instance_uid: str = ""
+    failing_since: datetime | None = None
+    """Of the first failure since the last success; None while nothing failed. Aware, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """A failure as the operator sees it; no patient data."""
+
+    at: datetime
+    sop_instance_uid: str
+    where: str
+    """The stage, or the name of the destination."""
+    parked: bool
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The ledger at a glance."""
+
+    stages: dict[Stage, int]
+    deliveries: dict[str, dict[DeliveryState, int]]
+    """Counts by destination, then by state."""
+    oldest_waiting: datetime | None
+    """Arrival of the oldest instance that is neither done, skipped nor parked. Aware, UTC."""
+    open_associations: int
+    """Associations that have delivered and are still open."""
+    last_errors: tuple[LastError, ...]
+    """Newest first."""
 
 
 @dataclass(frozen=True, slots=True)

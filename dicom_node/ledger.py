@@ -1,0 +1,222 @@
+"""The queue and the record: every stage of every instance, in one database.
+
+The only SQL of the node, with `ledger_schema` (tables, transitions, connections),
+`ledger_arrivals` (receiver), `ledger_work` (stages and leases) and `ledger_deliveries`
+(destinations). SQLite in WAL mode with ``synchronous=FULL`` by default; PostgreSQL, where
+``FOR UPDATE SKIP LOCKED`` keeps workers on several hosts apart. Safe to use from several
+threads and processes; every method is one transaction, durable when it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import sqlalchemy as sa
+
+from dicom_node.audit import Event
+from dicom_node.ledger_arrivals import ArrivalLedger, event_of, event_row
+from dicom_node.ledger_deliveries import DeliveryLedger
+from dicom_node.ledger_schema import Database, Row, deliveries, events, instances, open_series
+from dicom_node.ledger_work import LeaseLost, WorkLedger, instance_of
+from dicom_node.records import DeliveryState, Instance, LastError, Overview, Stage
+
+__all__ = ["LeaseLost", "Ledger"]
+
+_ENDED = (Stage.DONE, Stage.SKIPPED)
+
+
+class Ledger(ArrivalLedger, WorkLedger, DeliveryLedger):
+    """The node's ledger.
+
+    Parameters
+    ----------
+    url : str
+        SQLAlchemy URL, such as ``sqlite:////var/lib/dicom-node/ledger.sqlite3``. The schema
+        is created if absent.
+    lease_seconds : float
+        How long a claim is safe without a heartbeat.
+    give_up_hours : float
+        A delivery whose commitment has failed for this long is parked.
+
+    Raises
+    ------
+    ConfigError
+        The URL is unusable, or the schema is another release's.
+    Transient
+        The database does not answer.
+    """
+
+    def __init__(self, url: str, lease_seconds: float = 60, give_up_hours: float = 72) -> None:
+        self._database = Database(url)
+        self._lease = timedelta(seconds=lease_seconds)
+        self._give_up = timedelta(hours=give_up_hours)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()
+
+    def instance(self, sop_instance_uid: str) -> Instance | None:
+        """The row of a received instance."""
+        query = sa.select(instances).where(instances.c.sop_instance_uid == sop_instance_uid)
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else instance_of(row)
+
+    def overview(self, errors: int = 10) -> Overview:
+        """Counts, the oldest waiting instance and the last `errors` failures."""
+        with self._database.read() as connection:
+            stages = connection.execute(
+                sa.select(instances.c.stage, sa.func.count()).group_by(instances.c.stage)
+            ).all()
+            states = connection.execute(
+                sa.select(deliveries.c.destination, deliveries.c.state, sa.func.count()).group_by(
+                    deliveries.c.destination, deliveries.c.state
+                )
+            ).all()
+            oldest = connection.scalar(
+                sa.select(instances.c.received_at)
+                .where(instances.c.stage.not_in([*_ENDED, Stage.PARKED]))
+                .order_by(instances.c.received_at)
+                .limit(1)
+            )
+            still_open = connection.scalar(
+                sa.select(sa.func.count(sa.distinct(open_series.c.association)))
+            )
+            last_errors = _last_errors(connection, errors)
+        by_destination: dict[str, dict[DeliveryState, int]] = {}
+        for destination, state, count in states:
+            by_destination.setdefault(destination, {})[DeliveryState(state)] = count
+        return Overview(
+            stages={Stage(stage): count for stage, count in stages},
+            deliveries=by_destination,
+            oldest_waiting=oldest,
+            open_associations=still_open or 0,
+            last_errors=last_errors,
+        )
+
+    def retry(self, *, sop_instance_uid: str | None = None, everything: bool = False) -> int:
+        """Set parked work going again in the stage it failed in; return the instances.
+
+        Parameters
+        ----------
+        sop_instance_uid : str, optional
+            Of a source or of a derived object.
+        everything : bool
+            All that is parked.
+        """
+        if everything:
+            chosen: sa.ColumnElement[bool] = sa.true()
+        else:
+            chosen = sa.or_(
+                instances.c.sop_instance_uid == sop_instance_uid,
+                instances.c.derived_instance_uid == sop_instance_uid,
+            )
+        with self._database.write() as connection:
+            touched = self._retry_deliveries(connection, chosen)
+            parked = connection.execute(
+                sa.select(instances).where(
+                    chosen,
+                    instances.c.stage == Stage.PARKED,
+                    instances.c.failed_stage.in_([Stage.DERIVE, Stage.AUDIT]),
+                )
+            ).all()
+            for row in parked:
+                self._move(connection, row, Stage(row.failed_stage))
+                touched.add(row.id)
+        return len(touched)
+
+    def expired(self, before: datetime) -> list[Instance]:
+        """Instances that ended before a time and whose files the spool still holds."""
+        query = (
+            sa.select(instances)
+            .where(
+                instances.c.stage.in_(_ENDED),
+                instances.c.ended_at < before,
+                instances.c.files_purged.is_(False),
+            )
+            .order_by(instances.c.id)
+        )
+        with self._database.read() as connection:
+            return [instance_of(row) for row in connection.execute(query)]
+
+    def forget_files(self, instance_ids: Iterable[int]) -> None:
+        """Note that the files of ended instances are gone, or about to be; rows stay."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(instances)
+                .where(instances.c.id.in_(list(instance_ids)), instances.c.stage.in_(_ENDED))
+                .values(files_purged=True)
+            )
+
+    def known_files(self) -> set[Path]:
+        """Every file that a row still needs, for `Spool.sweep`."""
+        query = sa.select(instances.c.source_path, instances.c.derived_path).where(
+            instances.c.files_purged.is_(False)
+        )
+        with self._database.read() as connection:
+            return {Path(path) for row in connection.execute(query) for path in row if path}
+
+    def append_event(self, event: Event) -> None:
+        """Add a line to the audit trail."""
+        with self._database.write() as connection:
+            connection.execute(sa.insert(events).values(**event_row(event)))
+
+    def events(self, after: int = 0, limit: int = 1000) -> list[tuple[int, Event]]:
+        """Lines of the audit trail with their numbers, from the one after number `after`."""
+        query = sa.select(events).where(events.c.id > after).order_by(events.c.id).limit(limit)
+        with self._database.read() as connection:
+            return [(row.id, event_of(row)) for row in connection.execute(query)]
+
+
+def _last_errors(connection: sa.Connection, limit: int) -> tuple[LastError, ...]:
+    """The newest failures of instances and deliveries that are not over."""
+    of_instances = sa.select(
+        instances.c.error_at,
+        instances.c.sop_instance_uid,
+        sa.func.coalesce(instances.c.failed_stage, instances.c.stage).label("place"),
+        (instances.c.stage == Stage.PARKED).label("parked"),
+        instances.c.error_code,
+        instances.c.error,
+    ).where(
+        instances.c.error_at.is_not(None),
+        ~sa.select(deliveries.c.id).where(deliveries.c.instance_id == instances.c.id).exists(),
+    )
+    of_deliveries = sa.select(
+        deliveries.c.error_at,
+        deliveries.c.sop_instance_uid,
+        deliveries.c.destination.label("place"),
+        (deliveries.c.state == DeliveryState.PARKED).label("parked"),
+        deliveries.c.error_code,
+        deliveries.c.error,
+    ).where(deliveries.c.error_at.is_not(None))
+    rows: list[Row] = []
+    for query in (of_instances, of_deliveries):
+        newest = query.order_by(sa.desc("error_at")).limit(limit)
+        rows += connection.execute(newest).all()
+    rows.sort(key=lambda row: row.error_at, reverse=True)
+    return tuple(
+        LastError(
+            at=row.error_at,
+            sop_instance_uid=row.sop_instance_uid,
+            where=row.place,
+            parked=bool(row.parked),
+            code=row.error_code,
+            message=row.error,
+        )
+        for row in rows[:limit]
+    )
