@@ -187,8 +187,9 @@ def _halved(array: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _prewitt_magnitude(array: NDArray[np.float64]) -> NDArray[np.float64]:
-    rows = ndimage.prewitt(array, axis=0, mode="reflect") / 3.0
-    columns = ndimage.prewitt(array, axis=1, mode="reflect") / 3.0
+    # Beyond the border is black, as in the authors' own code.
+    rows = ndimage.prewitt(array, axis=0, mode="constant") / 3.0
+    columns = ndimage.prewitt(array, axis=1, mode="constant") / 3.0
     return np.asarray(np.hypot(rows, columns))
 
 
