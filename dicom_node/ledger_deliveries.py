@@ -13,7 +13,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from dicom_node.audit import Event
 from dicom_node.errors import NodeError, Permanent, Transient
+from dicom_node.ledger_arrivals import event_row
 from dicom_node.ledger_schema import (
     Database,
     Row,
@@ -21,6 +23,7 @@ from dicom_node.ledger_schema import (
     check_state,
     commitments,
     deliveries,
+    events,
     instances,
     series,
 )
@@ -46,12 +49,14 @@ class DeliveryLedger:
     _lease: timedelta
     _give_up: timedelta
 
-    def claim_send(self, owner: str, now: datetime) -> list[Delivery]:
+    def claim_send(
+        self, owner: str, now: datetime, destination: str | None = None
+    ) -> list[Delivery]:
         """Lease all due deliveries of one derived series to one destination, in one order.
 
         Only series that are released (`release_series`), and of which no instance is still
         on its first way through `derive`. A delivery in state SENDING was interrupted: ask
-        the destination before sending it again.
+        the destination before sending it again. None takes any destination.
         """
         deriving = (
             sa.select(instances.c.id)
@@ -70,12 +75,21 @@ class DeliveryLedger:
             )
             .exists()
         )
-        claimable = [deliveries.c.state.in_(_UNSENT), *_due(now), released, ~deriving]
+        claimable = [
+            deliveries.c.state.in_(_UNSENT),
+            *_due(now),
+            *_to(destination),
+            released,
+            ~deriving,
+        ]
         return self._claim_group(claimable, owner, now)
 
-    def claim_commit(self, owner: str, now: datetime) -> list[Delivery]:
+    def claim_commit(
+        self, owner: str, now: datetime, destination: str | None = None
+    ) -> list[Delivery]:
         """Lease the sent deliveries of one series and destination whose turn to ask it is."""
-        return self._claim_group([deliveries.c.state == DeliveryState.SENT, *_due(now)], owner, now)
+        claimable = [deliveries.c.state == DeliveryState.SENT, *_due(now), *_to(destination)]
+        return self._claim_group(claimable, owner, now)
 
     def _claim_group(
         self, claimable: list[sa.ColumnElement[bool]], owner: str, now: datetime
@@ -118,12 +132,17 @@ class DeliveryLedger:
             row = self._leased(connection, delivery_id, owner)
             self._set_state(connection, row, DeliveryState.SENDING)
 
-    def mark_sent(self, delivery_id: int, owner: str) -> None:
-        """Note that the destination accepted the instance, or held it already."""
+    def mark_sent(self, delivery_id: int, owner: str, event: Event | None = None) -> None:
+        """Note that the destination accepted the instance, or held it already.
+
+        The audit event is added in the same transaction.
+        """
         with self._database.write() as connection:
             row = self._leased(connection, delivery_id, owner)
             self._set_state(connection, row, DeliveryState.SENT, **_unleased(datetime.now(UTC)))
             self._follow(connection, [row.instance_id])
+            if event is not None:
+                connection.execute(sa.insert(events).values(**event_row(event)))
 
     def start_commit(
         self,
@@ -349,6 +368,10 @@ class DeliveryLedger:
 
 def _due(now: datetime) -> list[sa.ColumnElement[bool]]:
     return [deliveries.c.due_at <= now, deliveries.c.lease_owner.is_(None)]
+
+
+def _to(destination: str | None) -> list[sa.ColumnElement[bool]]:
+    return [] if destination is None else [deliveries.c.destination == destination]
 
 
 def _unleased(due: datetime) -> dict[str, object]:
