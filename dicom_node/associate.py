@@ -96,6 +96,9 @@ def associate(
     association = _request(settings, peer, name, [_proposal(c) for c in contexts], handlers)
     try:
         yield association
+    except GeneratorExit:  # the caller wants no more of it, which is no failure
+        association.release()
+        raise
     except BaseException:
         association.abort()
         raise

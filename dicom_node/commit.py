@@ -61,7 +61,11 @@ class Confirmation:
 
 
 def confirm(
-    settings: Settings, deliveries: Sequence[Delivery], asking: Callable[[str], None]
+    settings: Settings,
+    deliveries: Sequence[Delivery],
+    asking: Callable[[str], None],
+    *,
+    unanswered: bool = False,
 ) -> Confirmation:
     """Ask a destination to confirm deliveries of one derived series.
 
@@ -74,6 +78,8 @@ def confirm(
     asking : callable
         Called with a new Transaction UID, and to be durable when it returns, before the
         peer is asked: its report may reach the receiver before this function returns.
+    unanswered : bool
+        The peer took earlier commitment requests and never reported: ask by C-FIND first.
 
     Raises
     ------
@@ -85,7 +91,7 @@ def confirm(
     means: str = peer.confirm if peer else "commitment"
     transaction_uid = str(generate_uid(prefix=None))
     asking(transaction_uid)
-    if means == "commitment":
+    if means == "commitment" and not unanswered:
         try:
             report = request(settings, name, deliveries, transaction_uid)
             return Confirmation("commitment", transaction_uid, report)
@@ -93,16 +99,15 @@ def confirm(
             _log.warning("commitment-unavailable", destination=name, code=error.code)
     if means != "none":
         try:
-            return Confirmation(
-                "query", transaction_uid, _by_query(settings, deliveries, transaction_uid)
-            )
+            report = _by_query(settings, deliveries, transaction_uid)
+            return Confirmation("query", transaction_uid, report)
         except query.QueryUnsupported as error:
             _log.warning("query-unavailable", destination=name, code=error.code)
-    return Confirmation(
-        "status",
-        transaction_uid,
-        Report(transaction_uid, frozenset(d.sop_instance_uid for d in deliveries)),
-    )
+    if unanswered:  # it does offer commitment, so its C-STORE status alone will not do
+        report = request(settings, name, deliveries, transaction_uid)
+        return Confirmation("commitment", transaction_uid, report)
+    everything = frozenset(delivery.sop_instance_uid for delivery in deliveries)
+    return Confirmation("status", transaction_uid, Report(transaction_uid, everything))
 
 
 def request(

@@ -8,7 +8,7 @@ for each (SOP class, transfer syntax), so that the peer's answer cannot be misre
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Outcome:
 
 def send(
     settings: Settings, deliveries: Sequence[Delivery], starting: Callable[[Delivery], None]
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Send the derived instances of one series to one destination.
 
     Parameters

@@ -1,0 +1,241 @@
+"""What an administrator asks of a node: is its configuration right, who answers, how it stands.
+
+Each function prints for people and returns the exit status of its command.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from dicom_node import associate
+from dicom_node.audit import EventName, event
+from dicom_node.config import Settings
+from dicom_node.edge import guarded
+from dicom_node.errors import NodeError
+from dicom_node.ledger import Ledger
+from dicom_node.records import DeliveryState, Stage
+
+_MB = 1_000_000
+_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of ``check-config``."""
+
+    verdict: Literal["ok", "warning", "error"]
+    key: str
+    text: str
+
+
+def check(settings: Settings, path: Path | None) -> int:
+    """Check what a configuration names; 1 where something is wrong."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"configuration: {path or 'built-in defaults'}")
+    findings = list(_findings(settings))
+    for finding in findings:
+        console.print(f"{_MARKS[finding.verdict]} {finding.key}: ", end="")
+        console.print(finding.text, markup=False)
+    return int(any(finding.verdict == "error" for finding in findings))
+
+
+def _findings(settings: Settings) -> Iterator[Finding]:
+    for one in (_state_directory, _port, _ledger, _bundle):
+        yield one(settings)
+    yield from _peers(settings)
+
+
+def _state_directory(settings: Settings) -> Finding:
+    folder, key = settings.node.state_directory, "node.state_directory"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free / _MB
+    except OSError as error:
+        text = f"'{folder}': {error.strerror}; create it for this user, or name another"
+        return Finding("error", key, text)
+    if free < settings.receive.min_free_mb:
+        text = (
+            f"'{folder}' has {free:.0f} MB free, less than receive.min_free_mb = "
+            f"{settings.receive.min_free_mb}; nothing will be received until some is freed"
+        )
+        return Finding("error", key, text)
+    return Finding("ok", key, f"'{folder}' is writable, {free:.0f} MB free")
+
+
+def _port(settings: Settings) -> Finding:
+    host, port, key = settings.receive.host, settings.receive.port, "receive.port"
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        where = f"{port} on '{host}'"
+        if error.errno == errno.EADDRINUSE:
+            return Finding("warning", key, f"{where} is in use; by this node, or choose another")
+        if error.errno == errno.EACCES:
+            text = f"{where}: not allowed; take one above 1023 or grant CAP_NET_BIND_SERVICE"
+            return Finding("error", key, text)
+        text = f"{where}: {error.strerror or type(error).__name__}; correct receive.host or port"
+        return Finding("error", key, text)
+    return Finding("ok", key, f"{port} is free")
+
+
+def _ledger(settings: Settings) -> Finding:
+    def opened() -> None:
+        Ledger(settings.ledger_url).close()
+
+    failed = guarded(opened)
+    if isinstance(failed, NodeError):
+        return Finding("error", "ledger.url", failed.message)
+    return Finding("ok", "ledger.url", "the ledger opens")
+
+
+def _bundle(settings: Settings) -> Finding:
+    key = "despeckle.bundle"
+
+    def loaded() -> str:
+        from dicom_node.despeckle import Despeckler
+
+        bundle = Despeckler.load(settings.despeckle).bundle
+        return f"{bundle.name} {bundle.version} passes its self-test on {bundle.runtime}"
+
+    result = guarded(loaded)
+    if isinstance(result, NodeError):
+        return Finding("error", key, result.message.removeprefix(f"{key}: "))
+    return Finding("ok", key, result)
+
+
+def _peers(settings: Settings) -> Iterator[Finding]:
+    if not settings.destinations:
+        text = "no peer has receives = true; derived series stay in the spool"
+        yield Finding("warning", "peers", text)
+    if settings.receive.require_known_caller and not any(p.sends for p in settings.peers.values()):
+        text = "receive.require_known_caller = true, but no peer sends; nobody may call"
+        yield Finding("error", "peers", text)
+    titles: dict[str, str] = {}
+    for name, peer in settings.peers.items():
+        key = f"peers.{name}"
+        if peer.ae_title in titles:
+            text = f"ae_title = '{peer.ae_title}' is that of peers.{titles[peer.ae_title]} as well"
+            yield Finding("warning", key, text)
+        titles.setdefault(peer.ae_title, name)
+        if peer.ae_title == settings.node.ae_title:
+            yield Finding("error", key, f"ae_title = '{peer.ae_title}' is this node's own")
+        elif peer.host is not None and not _resolves(peer.host):
+            yield Finding("error", key, f"host = '{peer.host}': no such host; correct it")
+        else:
+            yield Finding("ok", key, f"{peer.ae_title}; `dicom-node echo` tries the connection")
+
+
+def _resolves(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
+def echo(settings: Settings) -> int:
+    """C-ECHO every peer that has an address; 1 where one does not answer."""
+    names = [name for name, peer in settings.peers.items() if peer.host and peer.port]
+    console = Console(highlight=False)
+    if not names:
+        console.print("no peer with host and port is configured")
+        return 1
+    with ThreadPoolExecutor(max_workers=min(8, len(names))) as pool:
+        answers = list(pool.map(lambda name: _echo_one(settings, name), names))
+    table = Table("peer", "AE title", "address", "answer", box=None, pad_edge=False)
+    for name, answer in zip(names, answers, strict=True):
+        peer = settings.peers[name]
+        said = "[green]answers[/]" if answer is None else f"[red]{answer.code}[/]: {answer.message}"
+        table.add_row(name, peer.ae_title, f"{peer.host}:{peer.port}", said)
+    console.print(table)
+    return int(any(answer is not None for answer in answers))
+
+
+def _echo_one(settings: Settings, name: str) -> NodeError | None:
+    action: Callable[[], None] = lambda: associate.echo(settings, name)  # noqa: E731
+    result = guarded(action)
+    return result if isinstance(result, NodeError) else None
+
+
+def status(settings: Settings, ledger: Ledger) -> int:
+    """Print how the node stands; 1 where something is parked or the disk is full."""
+    console = Console(highlight=False)
+    overview = ledger.overview()
+    free = _free_mb(settings.spool_directory)
+    stages = Table("stage", "instances", box=None, pad_edge=False)
+    for stage in Stage:
+        count = overview.stages.get(stage, 0)
+        if count:
+            style = "red" if stage is Stage.PARKED else ""
+            stages.add_row(str(stage), str(count), style=style)
+    console.print(stages if stages.row_count else "no instances yet")
+    if overview.deliveries:
+        _deliveries(console, overview.deliveries)
+    if overview.oldest_waiting:
+        waited = datetime.now(UTC) - overview.oldest_waiting
+        console.print(f"\noldest waiting: {str(waited).split('.')[0]} since it arrived")
+    console.print(f"open associations: {overview.open_associations}")
+    low = free < settings.receive.min_free_mb
+    style = "red" if low else "green"
+    console.print(
+        f"disk: [{style}]{free:.0f} MB free[/], receiving stops below "
+        f"{settings.receive.min_free_mb} MB"
+    )
+    if overview.last_errors:
+        errors = Table("when (UTC)", "where", "instance", "error", box=None, pad_edge=False)
+        for failure in overview.last_errors:
+            mark = "[red]parked[/] " if failure.parked else ""
+            errors.add_row(
+                f"{failure.at:%Y-%m-%d %H:%M:%S}",
+                failure.where,
+                failure.sop_instance_uid,
+                f"{mark}{failure.code}: {failure.message}",
+            )
+        console.print("\nlast errors")
+        console.print(errors)
+    return int(bool(overview.stages.get(Stage.PARKED)) or low)
+
+
+def _deliveries(console: Console, deliveries: dict[str, dict[DeliveryState, int]]) -> None:
+    table = Table("destination", *DeliveryState, box=None, pad_edge=False)
+    for name, counts in sorted(deliveries.items()):
+        table.add_row(name, *(str(counts.get(state, 0)) for state in DeliveryState))
+    console.print()
+    console.print(table)
+
+
+def _free_mb(folder: Path) -> float:
+    while not folder.exists():
+        folder = folder.parent
+    figures = os.statvfs(folder)
+    return figures.f_bavail * figures.f_frsize / _MB
+
+
+def retry(ledger: Ledger, uid: str | None) -> int:
+    """Set one parked instance, or all of them, going again; 1 where nothing is parked."""
+    count = ledger.retry(everything=True) if uid is None else ledger.retry(sop_instance_uid=uid)
+    console = Console(highlight=False)
+    if not count:
+        console.print("nothing parked" + (f" under {uid}" if uid else ""))
+        return 1
+    scope = "all" if uid is None else ""
+    ledger.append_event(event(EventName.OPERATOR_RETRY, sop_instance_uid=uid or "", detail=scope))
+    console.print(f"{count} instance{'s' if count > 1 else ''} set going again")
+    return 0

@@ -1,0 +1,221 @@
+"""The command ``dicom-node``: serve, receive, work, process, demo and the administrator's tools.
+
+Exit status: 0 all went well; 1 something failed and is named on standard error; 2 wrong usage;
+78 the configuration is wrong (sysexits.h), so that systemd does not start it again and again.
+Only the command that needs it imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from dicom_node import __version__
+from dicom_node.config import Settings, load
+from dicom_node.errors import ConfigError, NodeError
+
+if TYPE_CHECKING:
+    from dicom_node.ledger import Ledger
+
+DEFAULT_CONFIG: Final = Path("/etc/dicom-node/node.toml")
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 78
+
+app = typer.Typer(
+    name="dicom-node",
+    help="A DICOM node that takes the speckle out of ultrasound, with provenance.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help=f"Configuration file; default: $DICOM_NODE_CONFIG, then {DEFAULT_CONFIG} if there, "
+        "else the built-in defaults.",
+        show_default=False,
+    ),
+]
+
+
+def main() -> None:
+    """Run the command; expected errors end as one line on standard error."""
+    try:
+        app()
+    except NodeError as error:
+        _complain(error)
+        sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"dicom-node {__version__}")
+        raise typer.Exit
+
+
+@app.command(no_args_is_help=False)
+def serve(config: Config = None) -> None:
+    """Run receiver and worker as two processes, and start them again if they end."""
+    from dicom_node import log
+    from dicom_node.supervise import Supervisor
+
+    path, settings = _settings(config)
+    log.configure(settings.log, "serve")
+    raise typer.Exit(Supervisor(path).run())
+
+
+@app.command()
+def receive(config: Config = None) -> None:
+    """Run the receiver alone: C-STORE, C-ECHO and commitment reports."""
+    from dicom_node import log, process
+    from dicom_node.receive import Receiver
+    from dicom_node.spool import Spool
+
+    _, settings = _settings(config)
+    log.configure(settings.log, "receive")
+    with _ledger(settings) as ledger:
+        receiver = Receiver(settings, ledger, Spool(settings.spool_directory))
+        raise typer.Exit(process.run("receiver", settings, receiver))
+
+
+@app.command()
+def work(config: Config = None) -> None:
+    """Run a worker alone: derive, send, commit and audit."""
+    from dicom_node import log, process
+    from dicom_node.despeckle import Despeckler
+    from dicom_node.spool import Spool
+    from dicom_node.worker import Worker
+
+    _, settings = _settings(config)
+    log.configure(settings.log, "work")
+    with _ledger(settings) as ledger:
+        despeckler = Despeckler.load(settings.despeckle)
+        worker = Worker(settings, ledger, Spool(settings.spool_directory), despeckler)
+        raise typer.Exit(process.run("worker", settings, worker))
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option(help="Folder for what came back, pictures and logs.")
+    ] = Path("demo-output"),
+) -> None:
+    """Send real ultrasound through a node and an embedded PACS, and check what comes back."""
+    from dicom_node.demo.flow import run
+
+    raise typer.Exit(run(output))
+
+
+@app.command("process")
+def process_files(
+    inputs: Annotated[list[Path], typer.Argument(help="DICOM files or folders of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    strength: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="0 changes nothing, 1 removes all the speckle."),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Derive despeckled objects from files, without a network."""
+    from dicom_node import log, offline
+
+    _, settings = _settings(config)
+    log.configure(settings.log.model_copy(update={"level": "error", "format": "console"}))
+    raise typer.Exit(offline.process(inputs, output, settings, strength))
+
+
+@app.command("check-config")
+def check_config(config: Config = None) -> None:
+    """Check a configuration and what it names: files, folders, ports, the model bundle."""
+    from dicom_node import administer
+
+    path, settings = _settings(config)
+    raise typer.Exit(administer.check(settings, path))
+
+
+@app.command()
+def echo(config: Config = None) -> None:
+    """C-ECHO every peer that the node calls; fails if one of them does not answer."""
+    from dicom_node import administer, log
+
+    _, settings = _settings(config)
+    log.silence_libraries()
+    raise typer.Exit(administer.echo(settings))
+
+
+@app.command()
+def status(config: Config = None) -> None:
+    """Show the queue, deliveries, last errors and free disk."""
+    from dicom_node import administer
+
+    _, settings = _settings(config)
+    with _ledger(settings, must_exist=True) as ledger:
+        raise typer.Exit(administer.status(settings, ledger))
+
+
+@app.command()
+def retry(
+    uid: Annotated[
+        str | None, typer.Argument(help="SOP Instance UID of a source or a derived object.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that is parked.")] = False,
+    config: Config = None,
+) -> None:
+    """Set parked work going again, in the stage in which it failed."""
+    from dicom_node import administer
+
+    if (uid is None) is not everything:
+        raise typer.BadParameter("give either a UID or --all")
+    _, settings = _settings(config)
+    with _ledger(settings, must_exist=True) as ledger:
+        raise typer.Exit(administer.retry(ledger, uid))
+
+
+def _settings(config: Path | None) -> tuple[Path | None, Settings]:
+    """The configuration and where it came from."""
+    named = os.environ.get("DICOM_NODE_CONFIG", "")
+    path = config or (Path(named) if named else None)
+    if path is None and DEFAULT_CONFIG.exists():
+        path = DEFAULT_CONFIG
+    return (None, Settings()) if path is None else (path, load(path))
+
+
+def _ledger(settings: Settings, *, must_exist: bool = False) -> Ledger:
+    """Open the ledger; a new node gets an empty one where `must_exist` does not forbid it."""
+    from dicom_node.ledger import Ledger
+
+    folder = settings.node.state_directory
+    if not settings.ledger.url:
+        if must_exist and not (folder / "ledger.sqlite3").exists():
+            raise ConfigError(
+                "no-ledger",
+                f"node.state_directory = '{folder}': holds no ledger; name the configuration "
+                "that the node runs with, or start it first",
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                "state-directory",
+                f"node.state_directory = '{folder}': {error.strerror}; create it, or name one "
+                "that this user may write",
+            ) from error
+    return Ledger(
+        settings.ledger_url,
+        lease_seconds=settings.retry.lease_seconds,
+        give_up_hours=settings.retry.give_up_hours,
+    )
+
+
+def _complain(error: NodeError) -> None:
+    typer.echo(f"dicom-node: {error.message} [{error.code}]", err=True)

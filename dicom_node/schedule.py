@@ -1,0 +1,117 @@
+"""Timers of the worker: each calls one named sweep, and none holds durable state.
+
+APScheduler 3 with `job_defaults` that run a late sweep once instead of skipping it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final
+
+from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from dicom_node import log
+from dicom_node.assemble import complete
+from dicom_node.audit import EventName, event
+from dicom_node.config import Settings
+from dicom_node.ledger import Ledger
+from dicom_node.spool import Spool
+
+_log = log.get(__name__)
+_ORPHAN_SECONDS: Final = 3600.0
+"""A file that no row names may belong to a row about to be committed; not after an hour."""
+_JOB_DEFAULTS: Final = {"misfire_grace_time": 3600, "coalesce": True, "max_instances": 1}
+
+
+def release_complete_series(settings: Settings, ledger: Ledger) -> None:
+    """Let the derived series of every complete source series be sent."""
+    now = datetime.now(UTC)
+    for completion in complete(ledger.series_arrivals(now), now, settings.assemble):
+        uid, reason = completion.series_uid, str(completion.reason)
+        ledger.release_series(uid, reason, now)
+        ledger.append_event(
+            event(EventName.SERIES_RELEASED, series_instance_uid=uid, detail=reason)
+        )
+        _log.info("series-released", series_instance_uid=uid, reason=reason)
+
+
+def reclaim_expired_leases(ledger: Ledger) -> None:
+    """Make the work of dead workers claimable again."""
+    count = ledger.reclaim_expired(datetime.now(UTC))
+    if count:
+        _log.warning("leases-reclaimed", count=count)
+
+
+def purge_files(settings: Settings, ledger: Ledger, spool: Spool) -> None:
+    """Remove the files of instances that ended long enough ago; their rows stay."""
+    before = datetime.now(UTC) - timedelta(hours=settings.spool.keep_hours)
+    ended = ledger.expired(before)
+    for instance in ended:
+        for path in (instance.source_path, instance.derived_path):
+            if path is not None:
+                spool.remove(path)
+    if ended:
+        ledger.forget_files([instance.id for instance in ended])
+        _log.info("files-purged", instances=len(ended))
+
+
+def sweep_orphans(ledger: Ledger, spool: Spool) -> None:
+    """Remove files that a crash left behind and no row names."""
+    count = spool.sweep(ledger.known_files(), _ORPHAN_SECONDS)
+    if count:
+        _log.info("orphans-removed", count=count)
+
+
+def sweeps(
+    settings: Settings, ledger: Ledger, spool: Spool
+) -> Mapping[str, tuple[float, Callable[[], None]]]:
+    """Every sweep of a worker by name, with its period in seconds."""
+    completeness = max(0.1, min(1.0, settings.assemble.quiet_seconds / 4))
+    return {
+        "completeness": (completeness, partial(release_complete_series, settings, ledger)),
+        "leases": (settings.retry.lease_seconds / 3, partial(reclaim_expired_leases, ledger)),
+        "purge": (60.0, partial(purge_files, settings, ledger, spool)),
+        "orphans": (600.0, partial(sweep_orphans, ledger, spool)),
+    }
+
+
+class Schedule:
+    """Runs sweeps until it is stopped; as a context manager, while the block runs.
+
+    Parameters
+    ----------
+    jobs : mapping of str to (float, callable)
+        Name -> period in seconds and sweep.
+    """
+
+    def __init__(self, jobs: Mapping[str, tuple[float, Callable[[], None]]]) -> None:
+        self._scheduler = BackgroundScheduler(job_defaults=_JOB_DEFAULTS, timezone=UTC)
+        self._scheduler.add_listener(_failed, EVENT_JOB_ERROR)
+        now = datetime.now(UTC)
+        for name, (seconds, sweep) in jobs.items():
+            self._scheduler.add_job(
+                sweep, "interval", seconds=seconds, id=name, name=name, next_run_time=now
+            )
+
+    def start(self) -> None:
+        """Run every sweep now and then in its period."""
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Wait for the sweeps that run, and start no more."""
+        self._scheduler.shutdown(wait=True)
+
+
+def _failed(failure: JobExecutionEvent) -> None:
+    """A sweep that failed runs again in its period; say which, without values."""
+    error = failure.exception
+    _log.warning(
+        "sweep-failed",
+        sweep=failure.job_id,
+        code=getattr(error, "code", ""),
+        exception=type(error).__name__,
+        place=log.place(error),
+    )
