@@ -51,6 +51,8 @@ class StoreStatus(IntEnum):
     """Error: cannot understand, PS3.4 table B.2-1 (Cxxx)."""
     CANCELLED = 0xFE00
     """PS3.7 C.2."""
+    PENDING = 0xFF00
+    """C-FIND: a match follows, PS3.4 table C.4-1."""
 
 
 class CommitmentEvent(IntEnum):
