@@ -40,13 +40,13 @@ class Spool:
         self.received = root / "received"
         self.derived = root / "derived"
         self._quarantine = root / "quarantine"
-        with _disk():
+        with disk_errors():
             for folder in (self.incoming, self.received, self.derived, self._quarantine):
                 folder.mkdir(parents=True, exist_ok=True)
 
     def free_mb(self) -> float:
         """Free disk for this process, in MB of 10^6 bytes."""
-        with _disk():
+        with disk_errors():
             figures = os.statvfs(self.root)
         return figures.f_bavail * figures.f_frsize / _BYTES_PER_MB
 
@@ -68,7 +68,7 @@ class Spool:
         """
         stem = name_hint if is_valid_uid(name_hint) else "unnamed"
         target = self.received / f"{stem}-{uuid.uuid4().hex[:12]}.dcm"
-        with _disk():
+        with disk_errors():
             _fsync(temporary)
             temporary.rename(target)
             _fsync(self.received)
@@ -98,7 +98,7 @@ class Spool:
         target = self.derived.joinpath(*parts)
         temporary = self.incoming / f"derived-{uuid.uuid4().hex}.part"
         try:
-            with _disk():
+            with disk_errors():
                 with temporary.open("xb") as file:
                     file.writelines(chunks)
                     file.flush()
@@ -126,7 +126,7 @@ class Spool:
         kept = {path.resolve() for path in known}
         horizon = time.time() - older_than_s
         removed = 0
-        with _disk():
+        with disk_errors():
             for folder in (self.incoming, self.received, self.derived):
                 for path in _files(folder):
                     if path.resolve() not in kept and _last_touched(path) <= horizon:
@@ -143,20 +143,20 @@ class Spool:
 
     def remove(self, path: Path) -> None:
         """Delete a file of the spool; one that is gone already is no error."""
-        with _disk():
+        with disk_errors():
             path.unlink(missing_ok=True)
 
     def quarantine(self, path: Path) -> Path:
         """Put a file aside, out of the reach of sweeps, for a person to look at."""
         target = self._quarantine / path.name
-        with _disk():
+        with disk_errors():
             path.rename(target)
             _fsync(self._quarantine)
         return target
 
 
 @contextmanager
-def _disk() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     """Turn what the file system reports into the node's errors, naming the remedy."""
     try:
         yield

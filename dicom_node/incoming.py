@@ -1,0 +1,291 @@
+"""C-STORE data sets from the socket into the spool, fragment by fragment.
+
+pynetdicom can stream a data set to a file, but ends the association without a status when the
+disk is full, leaves the file behind when the sender dies, and reads from the socket in 4 KiB
+pieces. `Intake` takes the place of an association's DIMSE service provider and hands every
+data fragment (PS3.8 annex E.2) of a C-STORE request to an `IncomingObject` of its own;
+everything else stays pynetdicom's. This is the only module that builds on its inner workings,
+and `tests/unit/test_incoming.py` notices when they change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.transport import AssociationSocket
+
+from dicom_node.errors import NodeError, Refused, Transient
+from dicom_node.identity import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    is_valid_uid,
+)
+from dicom_node.spool import Spool, disk_errors
+from dicom_node.status import StoreStatus
+
+_COMMAND: Final = 0b01
+"""Message control header: the fragment belongs to the command set, PS3.8 E.2."""
+_LAST: Final = 0b10
+"""Message control header: the last fragment of its kind."""
+_LARGEST_PDU: Final = 1 << 24
+"""A longer PDU, in bytes, is taken for garbage; senders are told a far smaller limit."""
+
+
+class IncomingObject:
+    """One data set on its way into the spool: its file, size, digest and first error.
+
+    Parameters
+    ----------
+    spool : Spool
+        Where the temporary file goes.
+    meta : FileMetaDataset
+        (0002,eeee) elements, written before the data set (PS3.10 7.1).
+    refusal : NodeError, optional
+        Why the object is refused already: nothing is written and its bytes are dropped.
+    """
+
+    def __init__(
+        self, spool: Spool, meta: FileMetaDataset, refusal: NodeError | None = None
+    ) -> None:
+        self.path: Path = spool.incoming / f"object-{uuid.uuid4().hex}.part"
+        self.transfer_syntax_uid = str(meta.TransferSyntaxUID)
+        self.size = 0
+        """Bytes of the data set, without preamble and file meta."""
+        self.error = refusal
+        self._digest = hashlib.sha256()
+        self._file: BinaryIO | None = None
+        if refusal is None:
+            self._attempt(lambda: self._open(meta))
+
+    def _open(self, meta: FileMetaDataset) -> None:
+        header = BytesIO(b"\0" * 128 + b"DICM")
+        header.seek(0, 2)
+        write_file_meta_info(DicomIO(header), meta, enforce_standard=False)
+        self._file = self.path.open("xb", buffering=0)
+        self._write_all(memoryview(header.getvalue()))
+
+    def write(self, fragment: memoryview) -> None:
+        """Add a fragment of the data set; after an error it is dropped."""
+        if self.error is None:
+            self._attempt(lambda: self._write_all(fragment))
+        if self.error is None:
+            self._digest.update(fragment)
+            self.size += len(fragment)
+
+    def _write_all(self, data: memoryview) -> None:
+        """Write unbuffered; a raw file may take less than it is given."""
+        while data and self._file is not None:
+            data = data[self._file.write(data) :]
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """Do a step of the disk's; its failure becomes the object's error."""
+        try:
+            with disk_errors():
+                step()
+        except Transient as error:
+            self.error = error
+            self.discard()
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the data set as it was received, without preamble and file meta."""
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """The data set is complete."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def discard(self) -> None:
+        """Delete the temporary file; harmless where it has been taken or deleted."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+class Intake(DIMSEServiceProvider):
+    """An association's DIMSE provider that streams C-STORE data sets into the spool.
+
+    Parameters
+    ----------
+    association : Association
+        Not started yet.
+    spool : Spool
+        Where data sets go.
+    admit : callable
+        Asked before each data set; raises the `NodeError` that refuses it.
+    """
+
+    def __init__(self, association: Association, spool: Spool, admit: Callable[[], None]) -> None:
+        super().__init__(association)
+        self._spool = spool
+        self._admit = admit
+        self._current: IncomingObject | None = None
+        self._complete: deque[tuple[int | None, IncomingObject]] = deque()
+        self._lock = threading.Lock()
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take one P-DATA primitive; called by the association's reactor thread."""
+        for context_id, value in primitive.presentation_data_value_list:
+            message: object = self.message
+            if value[0] & _COMMAND or not isinstance(message, C_STORE_RQ):
+                super().receive_primitive(_fragment(context_id, value))
+                continue
+            if self._current is None:
+                self._current = self._begin(context_id, message.command_set)
+            self._current.write(memoryview(value)[1:])
+            if value[0] & _LAST:
+                received, self._current = self._current, None
+                received.close()
+                self._pass_on(context_id, message.command_set, received)
+
+    def _pass_on(self, context_id: int, command: Dataset, received: IncomingObject) -> None:
+        """Let pynetdicom serve the request, with an empty data set in place of the real one.
+
+        It ignores a request without valid UIDs, and the sender would wait in vain; so that
+        one is answered here.
+        """
+        if isinstance(received.error, Refused):
+            response = C_STORE()
+            response.MessageIDBeingRespondedTo = command.get("MessageID")
+            response.Status = int(StoreStatus.CANNOT_UNDERSTAND)
+            response.ErrorComment = received.error.message  # type: ignore[assignment]
+            self.message = None
+            self.send_msg(response, context_id)
+            return
+        with self._lock:
+            self._complete.append((command.get("MessageID"), received))
+        super().receive_primitive(_fragment(context_id, bytes([_LAST])))
+
+    def _begin(self, context_id: int, command: Dataset) -> IncomingObject:
+        sop_class = str(command.get("AffectedSOPClassUID") or "")
+        sop_instance = str(command.get("AffectedSOPInstanceUID") or "")
+        context = self.assoc._accepted_cx.get(context_id)  # noqa: SLF001 - no public map by ID
+        meta = FileMetaDataset()
+        meta.FileMetaInformationVersion = b"\x00\x01"
+        meta.MediaStorageSOPClassUID = UID(sop_class)
+        meta.MediaStorageSOPInstanceUID = UID(sop_instance)
+        meta.TransferSyntaxUID = UID(context.transfer_syntax[0] if context else "")
+        meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+        meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+        meta.SourceApplicationEntityTitle = self.assoc.requestor.ae_title.strip()
+        try:
+            if not is_valid_uid(sop_class):
+                raise Refused(
+                    "uid-invalid", "Affected SOP Class UID (0000,0002) missing or invalid"
+                )
+            if not is_valid_uid(sop_instance):
+                raise Refused("uid-invalid", "Affected SOP Instance UID (0000,1000) missing or bad")
+            self._admit()
+        except NodeError as refusal:
+            return IncomingObject(self._spool, meta, refusal)
+        return IncomingObject(self._spool, meta)
+
+    def take(self, message_id: int | None) -> IncomingObject | None:
+        """The data set of the C-STORE request that is being served; None if it had none."""
+        with self._lock:
+            for position, (number, received) in enumerate(self._complete):
+                if number == message_id:
+                    del self._complete[position]
+                    return received
+        return None
+
+    def discard(self) -> None:
+        """The association has ended: delete what was not taken."""
+        with self._lock:
+            unfinished = [received for _, received in self._complete]
+            self._complete.clear()
+        if self._current is not None:
+            unfinished.append(self._current)
+            self._current = None
+        for received in unfinished:
+            received.discard()
+
+
+class WideSocket(AssociationSocket):
+    """An association's socket that reads a whole PDU at once, and acknowledges it at once.
+
+    Parameters
+    ----------
+    narrow : AssociationSocket
+        The connected socket of an accepted association, whose place it takes.
+    """
+
+    def __init__(self, narrow: AssociationSocket) -> None:  # the parent would signal Evt5 anew
+        vars(self).update(vars(narrow))
+        if self.socket is not None:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read `nr_bytes`, or less where the peer closes the connection.
+
+        Raises
+        ------
+        OSError
+            The connection broke or timed out.
+        """
+        connection = self.socket
+        if connection is None:
+            return bytearray()
+        if nr_bytes > _LARGEST_PDU:  # the length is the peer's claim
+            return bytearray()
+        data = bytearray(nr_bytes)
+        filled = 0
+        with memoryview(data) as view:
+            while filled < nr_bytes:
+                count = connection.recv_into(view[filled:])
+                if count == 0:
+                    break
+                filled += count
+        del data[filled:]
+        self._acknowledge(connection)
+        return data
+
+    @staticmethod
+    def _acknowledge(connection: socket.socket) -> None:
+        """Let TCP acknowledge without delay.
+
+        Senders write a request in two segments, and Nagle's algorithm holds the second back
+        until the first is acknowledged; the kernel would take 40 ms over that.
+        """
+        if hasattr(socket, "TCP_QUICKACK"):
+            try:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            except OSError:  # closed at this moment; the next read says so
+                return
+
+
+def install(association: Association, spool: Spool, admit: Callable[[], None]) -> Intake:
+    """Let an accepted connection's association stream into the spool.
+
+    To be called when the connection is opened (``EVT_CONN_OPEN``), before the association
+    is started.
+    """
+    intake = Intake(association, spool, admit)
+    association.dimse = intake
+    if association.dul.socket is not None:
+        association.dul.socket = WideSocket(association.dul.socket)
+    return intake
+
+
+def _fragment(context_id: int, value: bytes) -> P_DATA:
+    primitive = P_DATA()
+    primitive.presentation_data_value_list.append((context_id, value))
+    return primitive

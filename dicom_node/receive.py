@@ -1,0 +1,397 @@
+"""The Storage SCP: association policy, C-STORE -> spool -> ledger -> status, C-ECHO, reports.
+
+PS3.4 B (Storage), A (Verification) and J (Storage Commitment, N-EVENT-REPORT); association
+rejection by PS3.8 9.3.4. 0x0000 is answered only after the object's bytes and its ledger row
+are on the disk; decoding comes later, in another process.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import FrameType, TracebackType
+from typing import Final, NamedTuple, Self
+
+from pydicom.dataset import Dataset
+from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.events import EventHandlerType
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    Verification,
+)
+from pynetdicom.transport import ThreadedAssociationServer
+
+from dicom_node import log
+from dicom_node.commit import read_report
+from dicom_node.config import Settings
+from dicom_node.contexts import TRANSFER_SYNTAXES, ULTRASOUND, storage_classes
+from dicom_node.errors import NodeError, Permanent, Refused, Transient
+from dicom_node.header import identity_of, read_header
+from dicom_node.identity import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    is_own_output,
+)
+from dicom_node.incoming import IncomingObject, Intake, install
+from dicom_node.ledger import Ledger
+from dicom_node.records import Arrival
+from dicom_node.spool import Spool
+from dicom_node.status import StoreStatus
+
+_log = log.get(__name__)
+_config.LOG_HANDLER_LEVEL = "none"  # it would format every PDU
+
+_LONGEST_COMMENT: Final = 64
+"""(0000,0902) *Error Comment* is LO."""
+_SPARE_CONNECTIONS: Final = 256
+"""Connections beyond the association limit that may be open without an association."""
+_POLL_SECONDS: Final = 0.05
+
+
+class Rejection(NamedTuple):
+    """Result, source and reason of A-ASSOCIATE-RJ, PS3.8 table 9-21."""
+
+    result: int
+    source: int
+    reason: int
+
+
+CALLED_AE_UNKNOWN: Final = Rejection(1, 1, 7)
+CALLING_AE_UNKNOWN: Final = Rejection(1, 1, 3)
+LOCAL_LIMIT: Final = Rejection(2, 3, 2)
+
+
+class Receiver:
+    """The node's Storage SCP, in threads of this process.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``receive``, ``peers`` and ``node``.
+    ledger, spool : Ledger, Spool
+        Where arrivals go. The receiver closes neither.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger, spool: Spool) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._spool = spool
+        self._name = f"{socket.gethostname()}:{settings.receive.port}/"
+        self._open: dict[Association, str] = {}
+        self._lock = threading.Lock()
+        self._server: ThreadedAssociationServer | None = None
+        self._entity = self._application_entity()
+
+    def _application_entity(self) -> AE:
+        section = self._settings.receive
+        entity = AE(self._settings.node.ae_title)
+        entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        entity.maximum_pdu_size = section.max_pdu_bytes
+        entity.acse_timeout = section.acse_timeout_seconds
+        entity.dimse_timeout = section.dimse_timeout_seconds
+        entity.network_timeout = section.network_timeout_seconds
+        # pynetdicom counts connections that never ask for an association; `_admit` does not.
+        entity.maximum_associations = section.max_associations + _SPARE_CONNECTIONS
+        for sop_class in storage_classes(others=section.other_sop_classes == "skip"):
+            entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+        entity.add_supported_context(Verification)
+        entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+        return entity
+
+    def start(self) -> None:
+        """Listen; returns when connections are accepted.
+
+        Raises
+        ------
+        Permanent
+            The address cannot be listened on.
+        Transient
+            The ledger does not answer.
+        """
+        section = self._settings.receive
+        self._ledger.forget_associations(self._name)
+        handlers: list[EventHandlerType] = [
+            (evt.EVT_CONN_OPEN, self._on_connected),
+            (evt.EVT_REQUESTED, self._on_requested),
+            (evt.EVT_CONN_CLOSE, self._on_closed),
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_C_ECHO, self._on_echo),
+            (evt.EVT_N_EVENT_REPORT, self._on_report),
+        ]
+        try:
+            self._server = self._entity.start_server(
+                (section.host, section.port), block=False, evt_handlers=handlers
+            )
+        except OSError as error:
+            raise Permanent(
+                "cannot-listen",
+                f"receive.host, receive.port: cannot listen on {section.host}:{section.port} "
+                f"({type(error).__name__}); is another program using it?",
+            ) from error
+        _log.info("receive.started", host=section.host, port=self.port)
+
+    @property
+    def port(self) -> int:
+        """The TCP port listened on; differs from the configured one where that is 0."""
+        if self._server is None:
+            return self._settings.receive.port
+        return int(self._server.server_address[1])
+
+    def stop(self, grace_seconds: float = 5.0) -> None:
+        """Accept no more connections, let open associations finish, then abort them."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.shutdown()
+        deadline = time.monotonic() + grace_seconds
+        while self._open and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        self._entity.shutdown()
+        for association in list(self._open):
+            association.abort()
+        self._ledger.forget_associations(self._name)
+        _log.info("receive.stopped")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _on_connected(self, event: evt.Event) -> None:
+        """Let the association stream its objects into the spool."""
+        install(event.assoc, self._spool, self._check_room)
+
+    def _on_requested(self, event: evt.Event) -> None:
+        """Accept or reject an association, PS3.8 9.3.4."""
+        association = event.assoc
+        request = association.requestor.primitive
+        calling = str(request.calling_ae_title if request else "").strip()
+        called = str(request.called_ae_title if request else "").strip()
+        address = association.requestor.address or ""
+        try:
+            refused = self._judge(calling, called, address)
+        except Transient as error:
+            _log.error("receive.unable", code=error.code, error=error.message)
+            refused = LOCAL_LIMIT
+        with self._lock:
+            if refused is None and len(self._open) >= self._settings.receive.max_associations:
+                refused = LOCAL_LIMIT
+            if refused is None:
+                self._open[association] = f"{self._name}{uuid.uuid4().hex}"
+        if refused is None:
+            _log.info("receive.association", calling_ae=calling, address=address)
+            return
+        _log.warning(
+            "receive.rejected",
+            calling_ae=calling,
+            called_ae=called,
+            address=address,
+            result=refused.result,
+            source=refused.source,
+            reason=refused.reason,
+        )
+        association.acse.send_reject(*refused)
+
+    def _judge(self, calling: str, called: str, address: str) -> Rejection | None:
+        """Judge an association request by the configured rules; None accepts."""
+        settings = self._settings
+        if settings.receive.require_called_ae_title and called != settings.node.ae_title.strip():
+            return CALLED_AE_UNKNOWN
+        peer = settings.peer_of(calling)
+        if peer is None:
+            if settings.receive.require_known_caller:
+                return CALLING_AE_UNKNOWN
+        elif not peer.admits(address) or (
+            settings.receive.require_known_caller and not peer.sends and not peer.receives
+        ):
+            return CALLING_AE_UNKNOWN
+        if self._spool.free_mb() < settings.receive.min_free_mb:
+            return LOCAL_LIMIT
+        return None
+
+    def _check_room(self) -> None:
+        """Raise where the disk is below the watermark; asked before each object."""
+        least = self._settings.receive.min_free_mb
+        if self._spool.free_mb() < least:
+            raise Transient("disk-full", f"less than {least} MB free in the spool")
+
+    def _on_closed(self, event: evt.Event) -> None:
+        """Tidy up after an association, however it ended."""
+        intake = event.assoc.dimse
+        if isinstance(intake, Intake):
+            intake.discard()
+        with self._lock:
+            name = self._open.pop(event.assoc, None)
+        if name is None:
+            return
+        try:
+            self._ledger.close_association(name)
+        except NodeError as error:
+            # The series waits for its hard limit instead; nothing is lost.
+            _log.error("receive.unable", code=error.code, error=error.message)
+
+    def _on_echo(self, event: evt.Event) -> int:
+        """Answer C-ECHO, PS3.4 A.4; needs neither disk nor ledger."""
+        del event
+        return int(StoreStatus.SUCCESS)
+
+    def _on_store(self, event: evt.Event) -> Dataset:
+        """Answer one C-STORE, PS3.4 B.2.3."""
+        intake, request = event.assoc.dimse, event.request
+        calling_ae = event.assoc.requestor.ae_title.strip()
+        if not isinstance(intake, Intake) or not isinstance(request, C_STORE):
+            return _answer(StoreStatus.PROCESSING_FAILURE)
+        received = intake.take(request.MessageID)
+        if received is None:
+            return _answer(StoreStatus.CANNOT_UNDERSTAND, "the request has no data set")
+        try:
+            self._keep(received, request, self._open.get(event.assoc, self._name), calling_ae)
+        except NodeError as error:
+            status = _status_of(error)
+            _log.warning(
+                "receive.refused",
+                calling_ae=calling_ae,
+                status=status.name,
+                code=error.code,
+                error=error.message,
+            )
+            return _answer(status, error.message)
+        except Exception as error:  # noqa: BLE001 - the edge of the receiving process
+            _log.error("receive.failed", exception=type(error).__name__, place=log.place(error))
+            return _answer(StoreStatus.PROCESSING_FAILURE, "unexpected error; see the node's log")
+        finally:
+            received.discard()
+        return _answer(StoreStatus.SUCCESS)
+
+    def _keep(
+        self, received: IncomingObject, request: C_STORE, association: str, calling_ae: str
+    ) -> None:
+        """Make one received object durable: file, then ledger row."""
+        if received.error is not None:
+            raise received.error
+        header = read_header(received.path, received.transfer_syntax_uid)
+        identity = identity_of(header, received.transfer_syntax_uid)
+        if identity.sop_class_uid != request.AffectedSOPClassUID:
+            raise _Mismatch("class-mismatch", "SOP Class UID differs from the request's")
+        if identity.sop_instance_uid != request.AffectedSOPInstanceUID:
+            raise _Mismatch("instance-mismatch", "SOP Instance UID differs from the request's")
+        arrival = Arrival(
+            identity=identity,
+            path=self._spool.take(received.path, identity.sop_instance_uid),
+            size=received.size,
+            sha256=received.sha256,
+            association=association,
+            calling_ae=calling_ae,
+            received_at=datetime.now(UTC),
+        )
+        try:
+            taken = self._ledger.record_arrival(
+                arrival, skip=_reason_to_skip(header, identity.sop_class_uid)
+            )
+        except NodeError:
+            self._remove_unless_recorded(arrival)
+            raise
+        if not taken:
+            self._spool.remove(arrival.path)
+
+    def _remove_unless_recorded(self, arrival: Arrival) -> None:
+        """After a failed transaction: it may yet have been committed.
+
+        Where the ledger cannot say, the file stays, and the sweep asks again.
+        """
+        with suppress(NodeError):
+            held = self._ledger.instance(arrival.identity.sop_instance_uid)
+            if held is None or held.source_path != arrival.path:
+                self._spool.remove(arrival.path)
+
+    def _on_report(self, event: evt.Event) -> tuple[int, Dataset | None]:
+        """Take a Storage Commitment report, PS3.4 J.3.3."""
+        report = read_report(event.event_information)
+        try:
+            changed = self._ledger.commit_report(
+                report.transaction_uid, report.confirmed, report.failed
+            )
+        except NodeError as error:
+            _log.error("receive.unable", code=error.code, error=error.message)
+            return int(StoreStatus.PROCESSING_FAILURE), None
+        _log.info(
+            "receive.commitment-report",
+            transaction_uid=report.transaction_uid,
+            confirmed=len(report.confirmed),
+            failed=len(report.failed),
+            changed=changed,
+        )
+        return int(StoreStatus.SUCCESS), None
+
+
+class _Mismatch(Refused):
+    """The data set is not the one that the request announced."""
+
+
+def _status_of(error: NodeError) -> StoreStatus:
+    """The status that tells the sender what to make of an error."""
+    if isinstance(error, _Mismatch):
+        return StoreStatus.CLASS_MISMATCH
+    if isinstance(error, Refused):
+        return StoreStatus.CANNOT_UNDERSTAND
+    return StoreStatus.OUT_OF_RESOURCES
+
+
+def _reason_to_skip(header: Dataset, sop_class_uid: str) -> Refused | None:
+    """Why an object is acknowledged and not processed; None where it is."""
+    if sop_class_uid not in ULTRASOUND:
+        return Refused("not-ultrasound", "not an ultrasound image; nothing to do")
+    if is_own_output(header):
+        return Refused("own-output", "a node of this kind derived the object; nothing to do")
+    return None
+
+
+def _answer(status: StoreStatus, comment: str = "") -> Dataset:
+    """The status part of a response, with (0000,0902) *Error Comment* where it failed."""
+    answer = Dataset()
+    answer.Status = int(status)
+    if comment:
+        answer.ErrorComment = comment[:_LONGEST_COMMENT]
+    return answer
+
+
+def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
+    """Receive until SIGTERM or SIGINT; what the ``receive`` process does.
+
+    Parameters
+    ----------
+    settings : Settings
+        The node's.
+    ready : callable, optional
+        Called with the port once connections are accepted.
+    """
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    with (
+        Ledger(settings.ledger_url, settings.retry.lease_seconds) as ledger,
+        Receiver(settings, ledger, Spool(settings.spool_directory)) as receiver,
+    ):
+        if ready is not None:
+            ready(receiver.port)
+        stop.wait()
