@@ -101,7 +101,7 @@ def work(config: Config = None) -> None:
     with _ledger(settings) as ledger:
         despeckler = Despeckler.load(settings.despeckle)
         worker = Worker(settings, ledger, Spool(settings.spool_directory), despeckler)
-        raise typer.Exit(process.run("worker", settings, worker))
+        raise typer.Exit(process.run("worker", settings, worker, lambda: worker.is_well))
 
 
 @app.command()

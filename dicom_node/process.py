@@ -10,9 +10,10 @@ import ctypes
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from dicom_node import log, notify
 from dicom_node.config import Settings
@@ -24,15 +25,12 @@ SUPERVISED: Final = "DICOM_NODE_SUPERVISOR"
 """Names, in a child's environment, the process that it must not outlive."""
 
 
-class Service(AbstractContextManager[Any], Protocol):
-    """What runs: a receiver or a worker."""
-
-    @property
-    def is_well(self) -> bool:
-        """Whether it does its work; where not, the process ends and is started again."""
-
-
-def run(name: str, settings: Settings, service: Service) -> int:
+def run(
+    name: str,
+    settings: Settings,
+    service: AbstractContextManager[Any],
+    is_well: Callable[[], bool] = lambda: True,
+) -> int:
     """Run a service until a signal comes; return the exit status.
 
     Parameters
@@ -41,8 +39,10 @@ def run(name: str, settings: Settings, service: Service) -> int:
         For the logs.
     settings : Settings
         For the logs.
-    service : Service
+    service : context manager
         Started on entry, stopped on exit.
+    is_well : callable
+        Whether it does its work; where not, the process ends, to be started again.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def run(name: str, settings: Settings, service: Service) -> int:
         _log.info("process-ready", ae_title=settings.node.ae_title)
         watchdog = notify.watchdog_seconds()
         pulse = min(_PULSE_SECONDS, watchdog / 3) if watchdog else _PULSE_SECONDS
-        while not stop.wait(pulse) and service.is_well:
+        while not stop.wait(pulse) and is_well():
             notify.alive()
         notify.stopping()
         _log.info("process-stopping", asked=stop.is_set())

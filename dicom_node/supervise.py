@@ -72,13 +72,13 @@ class Supervisor:
         """
         catch_signals(self._stop)
         with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:
-            with _Listener(Path(folder)) as listener:
+            with Listener(Path(folder)) as listener:
                 status = self._watch(listener)
             notify.stopping()
             self._end()
         return status
 
-    def _watch(self, listener: _Listener) -> int:
+    def _watch(self, listener: Listener) -> int:
         announced = False
         while not self._stop.is_set():
             for child in self._children:
@@ -99,7 +99,7 @@ class Supervisor:
                 notify.alive()
         return 0
 
-    def _start(self, child: _Child, listener: _Listener) -> None:
+    def _start(self, child: _Child, listener: Listener) -> None:
         environment = {
             **os.environ,
             "NOTIFY_SOCKET": str(listener.address(child.name)),
@@ -137,7 +137,7 @@ class Supervisor:
                 process.wait()
 
 
-class _Listener:
+class Listener:
     """Sockets on which the children say that they are ready, see `notify`."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""The demonstration: the node, an embedded PACS and real ultrasound on one machine."""
+"""The demonstration: real ultrasound through a real node and an embedded PACS."""

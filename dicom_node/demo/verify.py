@@ -1,0 +1,148 @@
+"""Judge what came back from the node, without the code that made it.
+
+The checks are those that an auditor would make in any DICOM tool: same study and patient, same
+kind of object, one to one with its source, calibration and timing unchanged, provenance there,
+and no pixel changed outside the regions that the scanner declared as tissue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels.utils import iter_pixels
+
+from dicom_node.decode import open_instance
+from dicom_node.identity import is_own_output
+
+Frame = NDArray[np.uint8]
+_TWO_D: Final = 1
+_VIVID: Final = 64
+"""Channels of a pixel that differ by more than this, in grey levels, are colour to anyone."""
+_UNCHANGED: Final = (
+    "StudyInstanceUID",
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "Modality",
+    "InstanceNumber",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SequenceOfUltrasoundRegions",
+    "PixelSpacing",
+    "FrameTime",
+    "FrameTimeVector",
+    "FrameIncrementPointer",
+    "CineRate",
+    "RecommendedDisplayFrameRate",
+    "HeartRate",
+    "LossyImageCompression",
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A source and what was derived from it."""
+
+    problems: list[str]
+    """What is wrong, each naming an attribute and no value; empty where all is right."""
+    frames: int
+    changed_share: float
+    """Share of all pixels that changed, 0 to 1."""
+    before: Frame
+    """A frame from the middle of the source: (rows, columns) or (rows, columns, 3), uint8."""
+    after: Frame
+    """The same frame of the derived object."""
+
+
+def compare(source_path: Path, derived_path: Path) -> Comparison:
+    """Compare a source with its derived object.
+
+    Raises
+    ------
+    Refused, Permanent
+        One of the two cannot be read.
+    """
+    source, derived = open_instance(source_path), dcmread(derived_path)
+    problems = _attributes(source.dataset, derived)
+    protected = _protected(source.dataset, source.geometry.rows, source.geometry.columns)
+    middle = source.geometry.frames // 2
+    kept: tuple[Frame, Frame] | None = None
+    changed = total = frames = 0
+    touched = vivid = False
+    for index, (before, after) in enumerate(
+        zip(source.frames(), iter_pixels(derived, raw=True), strict=False)
+    ):
+        before_rgb, after_rgb = _rgb(before), _rgb(after)
+        differs = (before_rgb != after_rgb).any(axis=2)
+        touched = touched or bool((differs & protected).any())
+        vivid = vivid or bool((differs & _is_vivid(before_rgb)).any())
+        changed += int(differs.sum())
+        total += differs.size
+        frames += 1
+        if index == middle:
+            kept = before, after
+    if touched:
+        problems.append("pixels outside the tissue regions changed")
+    if vivid:
+        problems.append("coloured pixels changed")
+    if frames != source.geometry.frames:
+        problems.append("NumberOfFrames: not as many frames as the source")
+    if not changed:
+        problems.append("no pixel changed")
+    nothing = np.zeros((1, 1), np.uint8)
+    before, after = kept or (nothing, nothing)
+    return Comparison(problems, frames, changed / max(total, 1), before, after)
+
+
+def _attributes(source: Dataset, derived: Dataset) -> list[str]:
+    """Attributes that are not as they have to be."""
+    problems = [
+        f"{keyword} differs from the source"
+        for keyword in _UNCHANGED
+        if source.get(keyword) != derived.get(keyword)
+    ]
+    if derived.SOPInstanceUID == source.SOPInstanceUID:
+        problems.append("SOPInstanceUID is the source's")
+    if derived.SeriesInstanceUID == source.SeriesInstanceUID:
+        problems.append("SeriesInstanceUID is the source's")
+    if (derived.get("ImageType") or [""])[0] != "DERIVED":
+        problems.append("ImageType does not say DERIVED")
+    references = derived.get("SourceImageSequence") or []
+    if source.SOPInstanceUID not in [item.get("ReferencedSOPInstanceUID") for item in references]:
+        problems.append("SourceImageSequence does not name the source")
+    if not derived.get("DerivationDescription"):
+        problems.append("DerivationDescription is empty")
+    if not is_own_output(derived):
+        problems.append("ContributingEquipmentSequence does not name the node")
+    return problems
+
+
+def _protected(source: Dataset, rows: int, columns: int) -> NDArray[np.bool_]:
+    """Pixels outside every 2-D region that the scanner declared; none where it declared none."""
+    regions = source.get("SequenceOfUltrasoundRegions") or []
+    protected = np.full((rows, columns), bool(regions))
+    for region in regions:
+        if region.get("RegionSpatialFormat") == _TWO_D:
+            top, bottom = region.RegionLocationMinY0, region.RegionLocationMaxY1
+            left, right = region.RegionLocationMinX0, region.RegionLocationMaxX1
+            protected[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = False
+    return protected
+
+
+def _rgb(frame: Frame) -> Frame:
+    return frame if frame.ndim == 3 else np.repeat(frame[..., None], 3, axis=2)  # noqa: PLR2004
+
+
+def _is_vivid(rgb: Frame) -> NDArray[np.bool_]:
+    spread = rgb.max(axis=2).astype(np.int16) - rgb.min(axis=2)
+    return np.asarray(spread > _VIVID)
