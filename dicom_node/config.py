@@ -7,6 +7,7 @@ shows the same keys with the same defaults; a test holds the two together.
 from __future__ import annotations
 
 import tomllib
+from difflib import get_close_matches
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -78,7 +79,7 @@ class Peer(_Section):
     receives: bool = False
     """Derived series are sent to it."""
     confirm: Literal["commitment", "query", "none"] = "commitment"
-    """How storage is confirmed: Storage Commitment, C-FIND at IMAGE level, or the C-STORE status."""
+    """How storage is confirmed: Storage Commitment, C-FIND at IMAGE level, or the status."""
     commitment_wait_seconds: Seconds = 60.0
     """How long to wait for a commitment report before asking again."""
     query_after_crash: bool = True
@@ -134,7 +135,7 @@ class RegionsSection(_Section):
     """Which pixels may change."""
 
     without_regions: Literal["estimate", "skip"] = "estimate"
-    """Objects without (0018,6011) *Sequence of Ultrasound Regions*: estimate the sector, or skip."""
+    """Without (0018,6011) *Sequence of Ultrasound Regions*: estimate the sector, or skip."""
     grey_tolerance: Annotated[int, Field(ge=0, le=64)] = 12
     """A pixel counts as grey where its largest and smallest colour value differ by at most this."""
 
@@ -242,9 +243,13 @@ def load(path: Path) -> Settings:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError("config-unreadable", f"{path}: {error.strerror}; give --config a readable file") from error
+        raise ConfigError(
+            "config-unreadable", f"{path}: {error.strerror}; give --config a readable file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("config-not-toml", f"{path}: {error}; correct the syntax there") from error
+        raise ConfigError(
+            "config-not-toml", f"{path}: {error}; correct the syntax there"
+        ) from error
     return parse(document, origin=str(path))
 
 
@@ -273,8 +278,6 @@ def _explain(error: ValidationError) -> list[str]:
 
 def _nearest(location: tuple[int | str, ...]) -> str:
     """The keys that the section of a wrong key does have, the most similar first."""
-    from difflib import get_close_matches
-
     section: type[BaseModel] = Settings
     for part in location[:-1]:
         if part == "peers":

@@ -55,7 +55,9 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image.convert("L"))
 
 
-def anatomy_maps(files: list[Path], sigma: float = 1.6, largest: int = 640) -> list[NDArray[np.uint8]]:
+def anatomy_maps(
+    files: list[Path], sigma: float = 1.6, largest: int = 640
+) -> list[NDArray[np.uint8]]:
     """Strongly despeckled real images, to be speckled anew.
 
     Downsampled by averaging, then smoothed by an iterated median and a Gaussian, which leaves no
@@ -184,7 +186,9 @@ class SpeckleStream(IterableDataset[tuple[Tensor, Tensor]]):
         owed = 24.0
         while True:
             while owed >= 1:
-                pair = draw_scene(rng, self.side, self.anatomy, self.anatomy_share, self.overlay_share)
+                pair = draw_scene(
+                    rng, self.side, self.anatomy, self.anatomy_share, self.overlay_share
+                )
                 if min(pair[0].shape) >= self.crop:
                     if len(scenes) < self.pool:
                         scenes.append(pair)
@@ -192,7 +196,8 @@ class SpeckleStream(IterableDataset[tuple[Tensor, Tensor]]):
                         scenes[int(rng.integers(self.pool))] = pair
                 owed -= 1
             owed += self.scenes_per_batch
-            crops = [self._crop(rng, *scenes[int(rng.integers(len(scenes)))]) for _ in range(self.batch)]
+            chosen = rng.integers(len(scenes), size=self.batch)
+            crops = [self._crop(rng, *scenes[int(index)]) for index in chosen]
             noisy = torch.from_numpy(np.stack([c[0] for c in crops]))[:, None].float() / 255
             target = torch.from_numpy(np.stack([c[1] for c in crops]))[:, None] / 255
             yield noisy, target
@@ -230,7 +235,11 @@ def validation_set(count: int, seed: int = VALIDATION_SEED, side: int = 256) -> 
                 rng, (side, side), (-12, -6, -3, 3, 6, 12), (20, 14, 10, 7, 5, 4, 3, 2)
             )
             setting = replace(
-                setting, sector_angle=0.0, shadows=0, attenuation_db=0.0, tgc_ripple_db=0.0,
+                setting,
+                sector_angle=0.0,
+                shadows=0,
+                attenuation_db=0.0,
+                tgc_ripple_db=0.0,
                 noise_floor_db=-45.0,
             )
         else:
@@ -239,8 +248,11 @@ def validation_set(count: int, seed: int = VALIDATION_SEED, side: int = 256) -> 
         kind = "lesions" if index % 2 else "procedural"
         scenes.append(
             Scene(
-                formed.noisy, formed.target, f"{kind}-{index:03d}",
-                {"inside": formed.inside, **phantom.labels}, phantom.lesions,
+                formed.noisy,
+                formed.target,
+                f"{kind}-{index:03d}",
+                {"inside": formed.inside, **phantom.labels},
+                phantom.lesions,
             )
         )
     return scenes

@@ -241,7 +241,7 @@ def graded_lesions(
     contrasts_db: tuple[float, ...],
     radii_px: tuple[float, ...],
 ) -> Phantom:
-    """Round lesions of given contrasts and sizes in homogeneous tissue, with labels for the metrics."""
+    """Round lesions of given contrasts and sizes in homogeneous tissue, labelled."""
     db = np.zeros(shape, dtype=np.float32)
     free = np.ones(shape, dtype=bool)
     lesions = []

@@ -29,8 +29,8 @@ class Architecture:
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.encoder) == len(self.decoder) + 1:
             raise ValueError(
-                f"widths {self.widths}, encoder {self.encoder}, decoder {self.decoder}: give as many "
-                "encoder entries as widths, and one decoder entry fewer"
+                f"widths {self.widths}, encoder {self.encoder}, decoder {self.decoder}: give as "
+                "many encoder entries as widths, and one decoder entry fewer"
             )
 
     @property
@@ -71,6 +71,7 @@ class Student(nn.Module):
         self.tail = nn.Conv2d(a.widths[0], 4, 3, padding=1)
         self.reset()
 
+    @torch.no_grad()
     def reset(self) -> None:
         """Draw new weights; the residual starts near zero."""
         for module in self.modules():
@@ -78,9 +79,9 @@ class Student(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for up in self.up:
-            up.weight.data.mul_(0.5)
-        self.tail.weight.data.mul_(0.1)
+                if isinstance(module, nn.ConvTranspose2d):
+                    module.weight.mul_(0.5)
+        self.tail.weight.mul_(0.1)
 
     def residual(self, x: Tensor) -> Tensor:
         """What the network would remove.

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from lightning.pytorch import callbacks, loggers
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from model import data, recipe as recipes
+from model import data
+from model import recipe as recipes
 from model.losses import TERMS
 from model.recipe import Recipe
 from model.student import Student, parameters
@@ -35,7 +36,8 @@ class StudentModule(pl.LightningModule):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.student = Student(recipe.network.build()).to(memory_format=torch.channels_last)
+        self.student = Student(recipe.network.build())
+        self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spent_seconds = 0.0
         self._since = time.monotonic()
 
@@ -136,8 +138,8 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     files = data.image_files(Path(recipe.data.anatomy)) if recipe.data.anatomy else []
     if recipe.data.anatomy and not files:
         raise recipes.RecipeError(
-            f"{recipe_path}: data.anatomy = {recipe.data.anatomy!r}: no images there; name a folder "
-            "of B-mode images, or leave it empty for procedural maps alone"
+            f"{recipe_path}: data.anatomy = {recipe.data.anatomy!r}: no images there; name a "
+            "folder of B-mode images, or leave it empty for procedural maps alone"
         )
     module = StudentModule(recipe)
     _describe(folder, recipe, files)
@@ -154,7 +156,7 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     )
     trainer = pl.Trainer(
         default_root_dir=folder,
-        max_epochs=1,
+        max_epochs=-1,  # the stream has no end
         max_steps=recipe.optimiser.steps,
         val_check_interval=recipe.validation_steps,
         check_val_every_n_epoch=None,
@@ -167,16 +169,24 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
         callbacks=[
             callbacks.EMAWeightAveraging(decay=recipe.optimiser.ema_decay),
             callbacks.ModelCheckpoint(
-                folder, "last", every_n_train_steps=recipe.validation_steps,
-                save_on_train_epoch_end=False, enable_version_counter=False,
+                folder,
+                "last",
+                every_n_train_steps=recipe.validation_steps,
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
             ),
             callbacks.RichProgressBar(refresh_rate=20),
         ],
     )
     trainer.fit(
         module,
-        DataLoader(stream, batch_size=None, num_workers=recipe.data.workers, prefetch_factor=4 if recipe.data.workers else None),
-        DataLoader(_validation_pairs(recipe.validation_scenes), batch_size=None),
+        DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=recipe.data.workers,
+            prefetch_factor=4 if recipe.data.workers else None,
+        ),
+        DataLoader(_ValidationPairs(recipe.validation_scenes), batch_size=None),
         ckpt_path=start,
         weights_only=False,
     )
@@ -184,15 +194,21 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     return last
 
 
-def _validation_pairs(count: int) -> list[tuple[Tensor, Tensor]]:
+class _ValidationPairs(Dataset[tuple[Tensor, Tensor]]):
     """Noisy and target of the validation scenes, (1, 1, rows, columns), 0..1."""
-    return [
-        (
+
+    def __init__(self, count: int) -> None:
+        self.scenes = data.validation_set(count)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        scene = self.scenes[index]
+        return (
             torch.from_numpy(scene.noisy)[None, None].float() / 255,
             torch.from_numpy(np.clip(scene.target, 0, 255))[None, None] / 255,
         )
-        for scene in data.validation_set(count)
-    ]
 
 
 def _steps_of(checkpoint: Path) -> int:
@@ -203,7 +219,9 @@ def _describe(folder: Path, recipe: Recipe, files: list[Path]) -> None:
     """Write what the export needs to know of the run: recipe, commit, data."""
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     (folder / "run.json").write_text(
         json.dumps(

@@ -1,0 +1,167 @@
+"""Frames to frames on GPU or CPU: the only module of the node that imports torch.
+
+The network computes the removed speckle in the fastest precision that passes the bundle's
+self-test; the subtraction from the 8-bit frame is done in float32, so that strength 0 and a
+residual of 0 leave a pixel as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dicom_node.config import DespeckleSection
+from dicom_node.errors import ConfigError, Permanent, Transient
+from dicom_node.records import BundleInfo
+from model import bundle as bundles
+
+Frame = NDArray[np.uint8]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Despeckler:
+    """A loaded, self-tested student on its device.
+
+    Parameters
+    ----------
+    bundle : model.bundle.Bundle
+    device : {"cpu", "cuda"}
+    precision : {"float32", "bfloat16", "float16"}
+    batch_frames : int
+        Frames computed at once.
+
+    Raises
+    ------
+    Permanent
+        The self-test fails on this machine.
+    """
+
+    def __init__(
+        self, bundle: bundles.Bundle, device: str, precision: str, batch_frames: int = 1
+    ) -> None:
+        self._device, self._dtype = torch.device(device), _DTYPES[precision]
+        self._batch_frames = batch_frames
+        student = bundle.student.to(self._device, self._dtype)
+        self._student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        manifest = bundle.manifest
+        where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        self.bundle = BundleInfo(
+            name=manifest.name,
+            version=manifest.version,
+            device_uid=manifest.device_uid,
+            weights_sha256=manifest.weights_sha256,
+            runtime=f"torch {torch.__version__} {where} {precision}",
+        )
+        try:
+            bundles.check_agreement(
+                next(self.frames([bundle.self_test_input], 1.0)),
+                bundle.self_test_output,
+                f"{manifest.name} on {self.bundle.runtime}",
+            )
+        except bundles.BundleError as error:
+            raise Permanent("self-test-failed", str(error)) from error
+
+    @classmethod
+    def load(cls, settings: DespeckleSection) -> Despeckler:
+        """Load the configured bundle on the configured device.
+
+        Raises
+        ------
+        ConfigError
+            No such bundle, or a device that this machine lacks.
+        Permanent
+            The self-test fails.
+        """
+        try:
+            bundle = bundles.load(settings.bundle)
+        except bundles.BundleError as error:
+            raise ConfigError("bundle-unusable", f"despeckle.bundle: {error}") from error
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "no-gpu",
+                'despeckle.device = "cuda": torch sees no GPU; install its driver and a CUDA build '
+                'of torch, or set "auto"',
+            )
+        if device == "cpu" and settings.threads:
+            torch.set_num_threads(settings.threads)
+        precision = settings.precision if settings.precision != "auto" else fastest(device)
+        # One frame at a time keeps the activations in a CPU's cache.
+        return cls(bundle, device, precision, settings.batch_frames if device == "cuda" else 1)
+
+    def fingerprint(self, strength: float) -> str:
+        """Everything of the model that changes pixels, for the deterministic identifiers."""
+        return f"{self.bundle.device_uid}|strength={strength:.4f}"
+
+    def frames(self, luminances: Iterable[Frame], strength: float) -> Iterator[Frame]:
+        """Despeckle frames in order.
+
+        Parameters
+        ----------
+        luminances : iterable of ndarray, (rows, columns), uint8
+            All of one size.
+        strength : float, 0..1
+            0 hands the frames through.
+
+        Yields
+        ------
+        ndarray, (rows, columns), uint8
+
+        Raises
+        ------
+        Transient
+            The GPU has no memory for even one frame.
+        """
+        if strength == 0:
+            yield from luminances
+            return
+        source = iter(luminances)
+        while batch := list(islice(source, self._batch_frames)):
+            try:
+                yield from self._infer(np.stack(batch), strength)
+            except torch.OutOfMemoryError as error:
+                if self._batch_frames == 1:
+                    raise Transient(
+                        "gpu-memory",
+                        "the GPU has no memory for one frame; free it, or set "
+                        'despeckle.device = "cpu"',
+                    ) from error
+                torch.cuda.empty_cache()
+                self._batch_frames = 1
+                for frame in batch:
+                    yield from self._infer(frame[None], strength)
+
+    @torch.inference_mode()
+    def _infer(self, frames: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
+        """Despeckle (frames, rows, columns) uint8 at once."""
+        grey: Tensor = torch.from_numpy(frames)[:, None].to(self._device)
+        x = (grey.to(torch.float32) / 255).to(self._dtype)
+        removed = self._student.residual(x).to(torch.float32)
+        despeckled = grey - (255 * strength) * removed
+        return np.asarray(
+            despeckled.round_().clamp_(0, 255).to(torch.uint8)[:, 0].cpu().numpy(), dtype=np.uint8
+        )
+
+
+def fastest(device: str) -> str:
+    """Precision that the arithmetic units of this machine do best.
+
+    bfloat16 on a GPU and on CPUs with AVX-512 BF16 or AMX; others emulate it slowly.
+    """
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    abilities = torch.cpu.get_capabilities()
+    native = abilities.get("avx512_bf16") or abilities.get("amx_bf16") or abilities.get("bf16")
+    return "bfloat16" if native else "float32"

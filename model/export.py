@@ -1,0 +1,144 @@
+"""Turn a checkpoint into a bundle that the node takes."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from model import bundle as bundles
+from model import data
+from model.fidelity import psnr
+from model.recipe import Recipe
+from model.student import Student, multiply_accumulates, parameters
+
+LICENCE = "Apache-2.0"
+SELF_TEST_SCENE = 7
+"""Index in the validation set."""
+
+
+def export(
+    checkpoint: Path, output: Path, *, name: str, version: str, attribution: list[str] | None = None
+) -> bundles.Bundle:
+    """Write a bundle and load it again.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Of `model.train`, with its ``run.json`` beside it.
+    output : Path
+        Folder of bundles; this one goes into ``output/<name>``.
+    name, version : str
+        Of the release. Each call makes a new Device UID.
+    attribution : list of str, optional
+        Sources of real images that the training used, as their licences ask.
+    """
+    try:
+        run: dict[str, Any] = json.loads((checkpoint.parent / "run.json").read_text("utf-8"))
+        state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    except OSError as error:
+        raise bundles.BundleError(
+            f"{error.filename}: {error.strerror}; name a checkpoint of a training run"
+        ) from error
+    recipe = Recipe.model_validate(run["recipe"])
+    architecture = recipe.network.build()
+    student = Student(architecture)
+    student.load_state_dict(
+        {
+            key.removeprefix("student."): value.contiguous()
+            for key, value in state["state_dict"].items()
+            if key.startswith("student.")
+        }
+    )
+    student.eval()
+
+    folder = output / name
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {key: value.contiguous() for key, value in student.state_dict().items()},
+        folder / bundles.WEIGHTS,
+    )
+    scene = data.validation_set(SELF_TEST_SCENE + 1)[-1]
+    probe = np.ascontiguousarray(scene.noisy[:121, :150])
+    draft = bundles.Bundle(folder, _manifest_stub(), student, probe, probe)
+    save_file(
+        {"input": torch.from_numpy(probe), "output": torch.from_numpy(draft.apply(probe))},
+        folder / bundles.SELF_TEST,
+    )
+    manifest = bundles.Manifest(
+        name=name,
+        version=version,
+        device_uid=f"2.25.{uuid.uuid4().int}",
+        architecture=architecture.to_dict(),
+        parameters=parameters(student),
+        weights_sha256=bundles.sha256(folder / bundles.WEIGHTS),
+        self_test_sha256=bundles.sha256(folder / bundles.SELF_TEST),
+        training={
+            **{key: run[key] for key in ("recipe", "commit", "images", "data_sha256", "torch")},
+            "steps": int(state["global_step"]),
+            "minutes": round(state["spent_seconds"] / 60, 1),
+        },
+        figures={
+            **_figures(draft),
+            "multiply_accumulates_per_pixel": round(multiply_accumulates(student) / (768 * 1024)),
+        },
+        licence=LICENCE,
+        attribution=attribution or [],
+    )
+    (folder / bundles.MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+    card = folder / bundles.MODEL_CARD
+    if not card.exists():
+        card.write_text(_card(manifest), "utf-8")
+    loaded = bundles.load(folder)
+    loaded.self_test()
+    return loaded
+
+
+def _figures(bundle: bundles.Bundle, count: int = 48) -> dict[str, float]:
+    """Mean PSNR of the speckled input and of the output over validation scenes, dB."""
+    before, after = [], []
+    for scene in data.validation_set(count):
+        target = np.clip(scene.target, 0, 255)
+        before.append(psnr(scene.noisy.astype(np.float32), target, data_range=255))
+        after.append(psnr(bundle.apply(scene.noisy).astype(np.float32), target, data_range=255))
+    return {
+        "validation_scenes": count,
+        "input_psnr_db": round(float(np.mean(before)), 3),
+        "output_psnr_db": round(float(np.mean(after)), 3),
+        "gain_db": round(float(np.mean(after) - np.mean(before)), 3),
+    }
+
+
+def _manifest_stub() -> bundles.Manifest:
+    """Stands in while the hashes are not known yet."""
+    return bundles.Manifest(
+        name="draft",
+        version="0",
+        device_uid="2.25.0",
+        architecture={},
+        parameters=0,
+        weights_sha256="",
+        self_test_sha256="",
+        training={},
+        figures={},
+        licence=LICENCE,
+        attribution=[],
+    )
+
+
+def _card(manifest: bundles.Manifest) -> str:
+    """First model card of a bundle, to be completed by its author."""
+    lines = "\n".join(f"- {source}" for source in manifest.attribution) or "- none"
+    figures = "\n".join(f"| {key} | {value} |" for key, value in manifest.figures.items())
+    return (
+        f"# {manifest.name} {manifest.version}\n\n"
+        "Removes speckle from 8-bit B-mode ultrasound. For research use; not a medical device.\n\n"
+        f"{manifest.parameters} parameters. Device UID {manifest.device_uid}.\n\n"
+        f"| figure | value |\n|---|---|\n{figures}\n\n"
+        f"## Real images in the training\n{lines}\n"
+    )

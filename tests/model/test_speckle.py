@@ -1,0 +1,105 @@
+"""The simulator against the theory of speckle (Wagner et al. 1983)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model import phantoms, speckle
+from model.phantoms import Phantom
+from model.speckle import Acquisition
+
+
+def tissue(side=256, level=0.0):
+    return Phantom(np.full((side, side), level, np.float32), np.zeros((side, side), np.float32))
+
+
+PLAIN = Acquisition(dynamic_range_db=200.0, tissue_level=0.75, noise_floor_db=-90.0)
+"""Wide range: one grey level is 200/255 dB and nothing clips."""
+
+
+def levels_db(formed, setting):
+    return (formed.noisy / 255.0 - setting.tissue_level) * setting.dynamic_range_db
+
+
+def test_fully_developed_speckle_has_the_log_statistics_of_a_rayleigh_envelope():
+    rng = np.random.default_rng(1)
+    level = np.concatenate(
+        [levels_db(f, PLAIN).ravel() for f in speckle.form(tissue(), PLAIN, rng, 4)]
+    )
+    assert level.std() == pytest.approx(5.57, abs=0.15)
+    assert level.mean() == pytest.approx(-2.51, abs=0.2)
+    envelope = 10 ** (level / 20)
+    assert envelope.mean() / envelope.std() == pytest.approx(1.91, abs=0.06)
+
+
+@pytest.mark.parametrize("looks", [2, 4])
+def test_compounding_looks_lowers_the_speckle(looks):
+    rng = np.random.default_rng(2)
+    setting = replace(PLAIN, looks=looks, look_mode="log")
+    level = levels_db(speckle.form(tissue(), setting, rng)[0], setting)
+    assert level.std() == pytest.approx(5.57 / np.sqrt(looks), rel=0.06)
+
+
+def test_autocorrelation_has_the_width_of_the_point_spread_function():
+    rng = np.random.default_rng(3)
+    setting = replace(
+        PLAIN, axial_sigma=1.5, lateral_sigma=(3.0, 3.0), defocus=0.0, look_mode="power"
+    )
+    power = np.mean(
+        [
+            _autocorrelation(10 ** (levels_db(f, setting) / 10))
+            for f in speckle.form(tissue(), setting, rng, 8)
+        ],
+        axis=0,
+    )
+    # The intensity of circular Gaussian speckle correlates as |autocorrelation of the PSF|^2,
+    # a Gaussian of the standard deviation of the amplitude profile.
+    for axis, sigma in ((0, 1.5), (1, 3.0)):
+        lag = 2
+        measured = power[lag, 0] if axis == 0 else power[0, lag]
+        assert measured == pytest.approx(np.exp(-(lag**2) / (2 * sigma**2)), abs=0.06)
+
+
+def _autocorrelation(image):
+    centred = image - image.mean()
+    spectrum = np.abs(np.fft.fft2(centred)) ** 2
+    correlation = np.fft.ifft2(spectrum).real
+    return correlation / correlation[0, 0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mean_of_many_realisations_converges_to_the_target(seed):
+    rng = np.random.default_rng((7, seed))
+    phantom = phantoms.draw(rng, (112, 112))
+    setting = replace(Acquisition.draw(rng), jpeg_quality=0, resize=1.0)
+    count = 64
+    images = speckle.form(phantom, setting, rng, count)
+    stack = np.stack([f.noisy.astype(np.float64) for f in images])[:, images[0].inside]
+    error = stack.mean(axis=0) - images[0].target[images[0].inside]
+    expected = np.sqrt((stack.var(axis=0) / count).mean())
+    assert abs(error.mean()) < 0.5
+    assert error.std() < 1.25 * expected + 0.3
+
+
+def test_the_seed_decides_the_image():
+    setting = Acquisition()
+    one, same, other = (
+        speckle.form(tissue(96), setting, np.random.default_rng(seed))[0].noisy
+        for seed in (5, 5, 6)
+    )
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_a_sector_is_black_outside():
+    setting = replace(Acquisition(), sector_angle=1.2, sector_depth=0.3)
+    formed = speckle.form(tissue(128), setting, np.random.default_rng(0))[0]
+    assert 0.3 < formed.inside.mean() < 0.95
+    assert (formed.target[~formed.inside] < 255 * 0.5).all()
+    assert formed.target[0, 0] == 0
+
+
+def test_point_spread_function_wider_than_the_image_is_cut():
+    setting = replace(Acquisition(), lateral_sigma=(9.0, 9.0), side_lobes=0.05)
+    assert speckle.form(tissue(48), setting, np.random.default_rng(0))[0].noisy.shape == (48, 48)

@@ -1,0 +1,54 @@
+"""The network: shapes, identity at strength 0, size."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.student import Architecture, Student, multiply_accumulates, parameters
+
+
+@pytest.fixture(scope="module")
+def student():
+    torch.manual_seed(0)
+    return Student().eval()
+
+
+@given(rows=st.integers(1, 70), columns=st.integers(1, 70))
+@settings(max_examples=15, deadline=None)
+def test_every_size_comes_out_as_it_went_in(student, rows, columns):
+    with torch.inference_mode():
+        assert student(torch.rand(2, 1, rows, columns)).shape == (2, 1, rows, columns)
+
+
+def test_strength_zero_is_the_identity_bit_by_bit(student):
+    x = torch.rand(1, 1, 40, 56)
+    assert torch.equal(student(x, 0.0), x)
+    assert not torch.equal(student(x, 1.0), x)
+
+
+def test_strength_scales_what_is_removed(student):
+    x = torch.rand(1, 1, 40, 56)
+    with torch.inference_mode():
+        assert torch.allclose(x - student(x, 0.5), (x - student(x, 1.0)) / 2, atol=1e-6)
+
+
+def test_frames_of_a_batch_do_not_influence_each_other(student):
+    x = torch.rand(3, 1, 48, 48)
+    with torch.inference_mode():
+        alone = torch.cat([student(frame[None]) for frame in x])
+        assert torch.allclose(student(x), alone, atol=1e-5)
+
+
+def test_the_student_is_small(student):
+    assert parameters(student) <= 300_000
+    assert multiply_accumulates(student, 96, 96) / 96**2 < 4000
+
+
+def test_architecture_survives_its_manifest():
+    architecture = Architecture((8, 16), (1, 2), (1,))
+    assert Architecture.from_dict(architecture.to_dict()) == architecture
+    with pytest.raises(TypeError):
+        Architecture.from_dict({"depth": [3]})
+    with pytest.raises(ValueError, match="encoder"):
+        Architecture((8, 16), (1,), (1,))

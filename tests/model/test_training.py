@@ -1,0 +1,123 @@
+"""Recipe to bundle: train, resume, export, load; and what is refused on the way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model import bundle, data, recipe
+from model.bundle import BundleError
+from model.recipe import RecipeError
+
+RECIPES = Path(__file__).parents[2] / "config" / "model"
+
+
+def test_every_recipe_in_the_configuration_folder_is_valid():
+    names = {recipe.load(path).name for path in RECIPES.glob("*.toml")}
+    assert {"smoke", "clinical"} <= names
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('name = "x"\nlearning_rate = 1', "learning_rate"),
+        ('name = "x"\n[optimiser]\nbatch = 0', "optimiser.batch"),
+        ('name = "x"\n[loss]\nbeauty = 1.0', "beauty"),
+        ('name = "x"\n[network]\nwidths = [8]', "network"),
+        ("name = ", "syntax"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key(tmp_path, text, named):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=named):
+        recipe.load(path)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"nothing\.toml"):
+        recipe.load(tmp_path / "nothing.toml")
+
+
+@pytest.mark.slow
+def test_training_resumes_and_exports_a_bundle_that_loads(tmp_path):
+    pytest.importorskip("lightning")
+    from model.export import export
+    from model.train import train
+
+    text = (RECIPES / "smoke.toml").read_text()
+    short = tmp_path / "smoke.toml"
+    short.write_text(text.replace("steps = 20", "steps = 10"))
+    first = train(short, tmp_path / "runs")
+    short.write_text(text)
+    last = train(short, tmp_path / "runs")
+    assert first == last
+
+    exported = export(last, tmp_path / "bundles", name="smoke", version="1")
+    assert exported.manifest.training["steps"] == 20
+    assert exported.manifest.parameters < 300_000
+    again = bundle.load(exported.folder)
+    image = data.validation_set(1, side=64)[0].noisy
+    assert np.array_equal(again.apply(image), exported.apply(image))
+    assert np.array_equal(again.apply(image, 0.0), image)
+
+    second = export(last, tmp_path / "bundles", name="smoke", version="2")
+    assert second.manifest.device_uid != exported.manifest.device_uid
+    assert second.manifest.weights_sha256 == exported.manifest.weights_sha256
+
+
+@pytest.fixture
+def copy_of_the_shipped_bundle(tmp_path):
+    return Path(shutil.copytree(bundle.BUNDLES / "quality", tmp_path / "bundle"))
+
+
+def test_the_shipped_bundle_passes_its_self_test():
+    bundle.load("quality").self_test()
+
+
+def test_damaged_weights_are_refused(copy_of_the_shipped_bundle):
+    weights = copy_of_the_shipped_bundle / bundle.WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 0x40
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"weights\.safetensors"):
+        bundle.load(copy_of_the_shipped_bundle)
+
+
+@pytest.mark.parametrize("change", [{"device_uid": "abc"}, {"unknown": 1}, {"parameters": None}])
+def test_a_wrong_manifest_is_refused(copy_of_the_shipped_bundle, change):
+    path = copy_of_the_shipped_bundle / bundle.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BundleError, match=next(iter(change))):
+        bundle.load(copy_of_the_shipped_bundle)
+
+
+def test_a_missing_bundle_names_those_that_are_there():
+    with pytest.raises(BundleError, match="quality"):
+        bundle.load("nonesuch")
+
+
+def test_a_wrong_output_fails_the_self_test():
+    output = np.full((20, 20), 100, np.uint8)
+    with pytest.raises(BundleError, match="self-test"):
+        bundle.check_agreement(output, output + 5, "it")
+    bundle.check_agreement(output, output + 1, "it")
+
+
+def test_validation_scenes_are_the_same_whatever_their_count():
+    two, four = data.validation_set(2, side=64), data.validation_set(4, side=64)
+    for one, other in zip(two, four, strict=False):
+        assert np.array_equal(one.noisy, other.noisy)
+
+
+def test_the_shipped_student_gains_nine_decibels_on_scenes_it_never_saw():
+    shipped = bundle.load("quality")
+    gains = []
+    for scene in data.validation_set(12, seed=data.VALIDATION_SEED + 17, side=192):
+        target = np.clip(scene.target, 0, 255)
+        before = ((scene.noisy - target) ** 2).mean()
+        after = ((shipped.apply(scene.noisy) - target) ** 2).mean()
+        gains.append(10 * np.log10(before / after))
+    assert np.mean(gains) > 9
