@@ -1,0 +1,307 @@
+"""Despeckle image files: one PNG of the same name and size for each, nothing rescaled.
+
+Only grey pixels change. Coloured ones, alpha, size and bit depth stay; grey levels are never
+stretched, so that two frames of one cine stay comparable. For DICOM use ``dicom-node process``.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+Grey = NDArray[np.uint8]
+Despeckle = Callable[[Grey], Grey]
+"""uint8 (rows, columns) to uint8 of the same shape."""
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+COLOUR_TOLERANCE = 12
+"""Largest spread of red, green and blue in a pixel that still counts as grey: JPEG's chroma."""
+CONTAINER_BITS = (8, 10, 12, 14, 16)
+"""Depths that a 16-bit file may really hold."""
+STILL_FORMATS_WITH_FRAMES = frozenset({"MPO"})
+"""Formats whose further frames are previews of the first."""
+
+
+class ImageError(Exception):
+    """One file cannot be despeckled; the message says why and what to do, without its name."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to read and the one to write."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one file.
+
+    Parameters
+    ----------
+    job : Job
+        Which one.
+    error : str
+        Why it failed; empty where the target was written.
+    note : str
+        Something to know about a file that was written, such as that all of it is coloured.
+    """
+
+    job: Job
+    error: str = ""
+    note: str = ""
+
+
+def plan(paths: Sequence[Path], output: Path) -> tuple[list[Job], list[Result]]:
+    """Which files become which, and the arguments that are no images.
+
+    All go flat into `output` as ``<stem>.png``. Where two would collide, all keep their place below
+    the folder that was named, or that all arguments have in common; where two still collide, such
+    as ``a.png`` and ``a.jpg``, those keep their whole name, ``a.jpg.png``.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files of any suffix, and folders, searched recursively for `SUFFIXES`.
+    output : Path
+        Folder for the PNG files; what lies in it already is not read.
+
+    Returns
+    -------
+    jobs, errors
+        In the order of the arguments, each file once.
+    """
+    found: dict[Path, Path] = {}
+    errors: list[Result] = []
+    roots: list[Path] = []
+    for path in paths:
+        absolute = path.absolute()
+        if path.is_dir():
+            inside = list(_images_below(absolute, output))
+            if not inside:
+                errors.append(_failed(path, "no PNG, JPEG, BMP or TIFF file in this folder"))
+            roots.append(absolute)
+        elif path.is_file():
+            inside = [absolute]
+            roots.append(absolute.parent)
+        else:
+            inside = []
+            errors.append(_failed(path, "no such file or folder"))
+        for file in inside:
+            found.setdefault(file.resolve(), file)
+    if not found:
+        return [], errors
+    common = os.path.commonpath(roots)
+    places = _places([file.relative_to(common) for file in found.values()])
+    sources = found.values()
+    return [
+        Job(source, output / place) for source, place in zip(sources, places, strict=True)
+    ], errors
+
+
+def run(jobs: Sequence[Job], despeckle: Despeckle) -> Iterator[Result]:
+    """Do one job after the other; a file that fails does not stop the next."""
+    for job in jobs:
+        try:
+            note = apply_file(job, despeckle)
+        except ImageError as error:
+            yield Result(job, error=str(error))
+        else:
+            yield Result(job, note=note)
+
+
+def apply_file(job: Job, despeckle: Despeckle) -> str:
+    """Despeckle one file.
+
+    Returns
+    -------
+    str
+        A note for the user, mostly empty.
+
+    Raises
+    ------
+    ImageError
+        The file is not a readable still image of a supported kind, or cannot be written.
+    """
+    if job.target.exists() and job.target.resolve() == job.source.resolve():
+        raise ImageError("the result would overwrite the image itself; choose another --output")
+    try:
+        with Image.open(job.source) as image:
+            frames = int(getattr(image, "n_frames", 1))
+            if frames > 1 and image.format not in STILL_FORMATS_WITH_FRAMES:
+                raise ImageError(f"holds {frames} frames; give it frame by frame")
+            image.load()
+            result, note = despeckle_image(image, despeckle)
+            keep = _kept_information(image)
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image that can be read (PNG, JPEG, BMP, TIFF)") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("has more pixels than can be taken safely; cut it into parts") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ImageError(f"cannot be read: {reason}") from error
+    _save(result, job.target, keep)
+    return note
+
+
+def despeckle_image(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Image, str]:
+    """Despeckle a loaded picture of any Pillow mode.
+
+    Parameters
+    ----------
+    image : Image
+        Grey stays grey, colour stays colour, alpha is kept; palettes are expanded.
+    despeckle : callable
+        Works on 8-bit grey.
+
+    Returns
+    -------
+    image, note
+        Of the same size.
+
+    Raises
+    ------
+    ImageError
+        The kind of pixels is not supported.
+    """
+    if image.mode.startswith("I"):
+        return _sixteen_bit(image, despeckle)
+    if image.mode == "F":
+        raise ImageError("has floating-point pixels, whose black and white are not known")
+    transparent = "transparency" in image.info
+    match image.mode:
+        case "L" | "1" if not transparent:
+            return Image.fromarray(despeckle(np.asarray(image.convert("L")))), ""
+        case "L" | "1" | "LA" | "La":
+            pixels = np.asarray(image.convert("RGBA" if image.mode == "L" else "LA"))
+            grey, alpha = np.ascontiguousarray(pixels[..., 0]), pixels[..., -1]
+            return Image.fromarray(np.dstack([despeckle(grey), alpha]), "LA"), ""
+        case "RGBA" | "RGBa" | "PA":
+            return _coloured(np.asarray(image.convert("RGBA")), despeckle)
+        case _:
+            mode = "RGBA" if transparent else "RGB"
+            return _coloured(np.asarray(image.convert(mode)), despeckle)
+
+
+def _coloured(pixels: Grey, despeckle: Despeckle) -> tuple[Image.Image, str]:
+    """Grey pixels of (rows, columns, 3 or 4) change by what was removed; the others stay."""
+    colours = pixels[..., :3].astype(np.int16)
+    grey = colours.max(axis=-1) - colours.min(axis=-1) <= COLOUR_TOLERANCE
+    if not grey.any():
+        return Image.fromarray(pixels), "all pixels are coloured: nothing was changed"
+    luminance = _luminance(colours)
+    change = despeckle(luminance).astype(np.int16) - luminance.astype(np.int16)
+    result = pixels.copy()
+    changed = np.clip(colours + change[..., None], 0, 255).astype(np.uint8)
+    result[..., :3] = np.where(grey[..., None], changed, pixels[..., :3])
+    return Image.fromarray(result), ""
+
+
+def _luminance(colours: NDArray[np.int16]) -> Grey:
+    """ITU-R BT.601 luma of (rows, columns, 3), exact for equal components."""
+    wide = colours.astype(np.int32)
+    luma = 299 * wide[..., 0] + 587 * wide[..., 1] + 114 * wide[..., 2]
+    return ((luma + 500) // 1000).astype(np.uint8)
+
+
+def _sixteen_bit(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Image, str]:
+    """Change 16-bit grey by what 8-bit despeckling removes, on the scale of its own bit depth."""
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() >= 1 << CONTAINER_BITS[-1]:
+        raise ImageError("has grey levels outside 0 to 65535; store it with 8 or 16 bits")
+    bits = next(bits for bits in CONTAINER_BITS if pixels.max() < 1 << bits)
+    white = (1 << bits) - 1
+    grey = ((pixels * 255 + white // 2) // white).astype(np.uint8)
+    change = despeckle(grey).astype(np.int64) - grey
+    result = np.clip(pixels + np.rint(change * (white / 255)).astype(np.int64), 0, white)
+    note = "" if bits == CONTAINER_BITS[-1] else f"16-bit file taken as {bits}-bit grey levels"
+    return Image.fromarray(result.astype(np.uint16)), note
+
+
+def _kept_information(image: Image.Image) -> dict[str, object]:
+    """Resolution, colour profile and orientation; nothing that could name a patient."""
+    keep: dict[str, object] = {
+        key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)
+    }
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        keep["exif"] = exif
+    return keep
+
+
+def _save(image: Image.Image, target: Path, keep: dict[str, object]) -> None:
+    """Write a PNG whole or not at all."""
+    temporary = ""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=".", suffix=".part", delete=False
+        ) as file:
+            temporary = file.name
+            image.save(file, "PNG", **keep)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(target)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise ImageError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _images_below(folder: Path, output: Path) -> Iterator[Path]:
+    inside = output.resolve()
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
+            below_output = inside in path.resolve().parents and inside != folder.resolve()
+            if not below_output:
+                yield path
+
+
+def _places(relative: Sequence[Path]) -> list[Path]:
+    flat = [Path(path.stem + ".png") for path in relative]
+    if _distinct(flat):
+        return flat
+    nested = [path.with_name(path.stem + ".png") for path in relative]
+    counts: dict[str, int] = {}
+    for place in nested:
+        counts[_key(place)] = counts.get(_key(place), 0) + 1
+    places: list[Path] = []
+    taken: set[str] = set()
+    for path, place in zip(relative, nested, strict=True):
+        candidate = place if counts[_key(place)] == 1 else path.with_name(path.name + ".png")
+        number = 2
+        while _key(candidate) in taken:
+            candidate = path.with_name(f"{path.name}-{number}.png")
+            number += 1
+        taken.add(_key(candidate))
+        places.append(candidate)
+    return places
+
+
+def _distinct(places: Sequence[Path]) -> bool:
+    return len({_key(place) for place in places}) == len(places)
+
+
+def _key(place: Path) -> str:
+    """Equal for names that some file systems take as one."""
+    return str(place).casefold()
+
+
+def _failed(path: Path, message: str) -> Result:
+    return Result(Job(path, path), error=message)

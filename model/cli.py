@@ -1,0 +1,228 @@
+"""The command ``despeckle-model``: train, evaluate, export and apply students.
+
+Each command imports what it needs when it runs, so that `apply` works without the training extra
+and ``--help`` answers at once.
+"""
+
+# Imports inside the commands are the point of this module.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+DEFAULT_BUNDLE = "quality"
+TRAINING_PACKAGES = frozenset(
+    {"bm3d", "lightning", "matplotlib", "pywt", "scipy", "skimage", "tensorboard", "torchmetrics"}
+)
+FAILED, UNUSABLE = 1, 2
+
+app = typer.Typer(
+    name="despeckle-model",
+    help="Train, evaluate, export and apply students that take the speckle out of ultrasound.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, such as config/model/clinical.toml.")],
+    output: Annotated[Path, typer.Option(help="Folder of training runs.")] = Path("runs"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew instead of from the last checkpoint.")
+    ] = False,
+) -> None:
+    """Run a recipe, or go on with it where it was stopped."""
+    from model.recipe import RecipeError
+    from model.train import train as run_recipe
+
+    try:
+        checkpoint = run_recipe(recipe, output, resume=not fresh)
+    except (RecipeError, FileNotFoundError) as error:
+        raise _unusable(str(error)) from error
+    console.print(f"checkpoint: {checkpoint}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    *,
+    protocol: Annotated[
+        list[str], typer.Option(help="What to compare on; may be given more than once.")
+    ] = ["physics"],  # noqa: B006 typer copies it
+    output: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path(
+        "out/evaluation"
+    ),
+    bundle: Annotated[
+        list[str], typer.Option(help="Bundle by name or folder; may be given more than once.")
+    ] = [DEFAULT_BUNDLE],  # noqa: B006 typer copies it
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Classical method to compare with; all where none is given."),
+    ] = None,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="Of the students.")] = 1.0,
+    scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes.")] = 40,
+    tuning_scenes: Annotated[
+        int, typer.Option(min=1, help="Simulated scenes that classical methods are tuned on.")
+    ] = 8,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of real images, a subfolder a source.")
+    ] = None,
+    images_per_source: Annotated[int, typer.Option(min=1, help="Real images a source.")] = 2,
+    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0 leaves it to torch.")] = 0,
+) -> None:
+    """Compare students with every classical method, each tuned first."""
+    import torch
+
+    from model.bundle import BundleError
+    from model.evaluate import EvaluationError, Settings, default_images
+    from model.evaluate import evaluate as run_protocol
+
+    if images is not None and not images.is_dir():
+        raise _unusable(f"--images {images}: no such folder")
+    if threads:
+        torch.set_num_threads(threads)
+    settings = Settings(
+        output=output,
+        bundles=bundle,
+        methods=method or (),
+        strength=strength,
+        scenes=scenes,
+        tuning_scenes=tuning_scenes,
+        images=images or default_images(),
+        images_per_source=images_per_source,
+    )
+    for name in protocol:
+        try:
+            with _progress() as progress:
+                outcome = run_protocol(name, settings, progress)
+        except (EvaluationError, BundleError) as error:
+            raise _unusable(str(error)) from error
+        if outcome.skipped:
+            errors.print(f"[yellow]{name} skipped:[/] {outcome.skipped}", soft_wrap=True)
+            continue
+        console.print(outcome.written[0].read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+        for path in outcome.written:
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a training run.")],
+    name: Annotated[str, typer.Option(help="Of the bundle.")],
+    version: Annotated[str, typer.Option(help="Of the release, such as 1.0.0.")],
+    output: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("bundles"),
+    attribution: Annotated[
+        list[str] | None, typer.Option(help="Source of real images used; may be repeated.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint into a bundle that the node takes."""
+    from model.bundle import BundleError
+    from model.export import export as write_bundle
+
+    try:
+        bundle = write_bundle(
+            checkpoint, output, name=name, version=version, attribution=attribution
+        )
+    except BundleError as error:
+        raise _unusable(str(error)) from error
+    console.print(f"bundle: {bundle.folder}", soft_wrap=True)
+    for key, value in bundle.manifest.figures.items():
+        console.print(f"  {key}: {value:g}")
+
+
+@app.command()
+def apply(
+    image: Annotated[list[Path], typer.Argument(help="PNG, JPEG, BMP or TIFF files, or folders.")],
+    output: Annotated[Path, typer.Option(help="Folder for the PNG files.")],
+    bundle: Annotated[str, typer.Option(help="Bundle by name or folder.")] = DEFAULT_BUNDLE,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="0 changes nothing, 1 removes all it can.")
+    ] = 1.0,
+) -> None:
+    """Write a despeckled PNG of the same name and size for each image."""
+    from model.apply import plan, run
+    from model.bundle import BundleError, load
+
+    try:
+        loaded = load(bundle)
+    except BundleError as error:
+        raise _unusable(str(error)) from error
+    jobs, failures = plan(image, output)
+    for failure in failures:
+        _report(failure.job.source, failure.error)
+    failed = len(failures)
+    with _progress() as progress:
+        task = progress.add_task("despeckling", total=len(jobs))
+        for result in run(jobs, lambda grey: loaded.apply(grey, strength)):
+            progress.advance(task)
+            if result.error:
+                failed += 1
+                _report(result.job.source, result.error)
+            elif result.note:
+                errors.print(
+                    f"{result.job.source}: {result.note}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+    written = len(jobs) + len(failures) - failed
+    console.print(f"{written} written to {output}, {failed} failed", soft_wrap=True)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _report(source: Path, message: str) -> None:
+    errors.print(f"{source}: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _unusable(message: str) -> typer.Exit:
+    errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    return typer.Exit(UNUSABLE)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+    )
+
+
+def main() -> None:
+    """Entry point; a missing training extra is told in one line."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in TRAINING_PACKAGES:
+            raise
+        errors.print(
+            f"{error.name} is not installed; this command needs the training extra: "
+            "pip install 'despeckle-node[train]'",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(UNUSABLE)
+
+
+if __name__ == "__main__":
+    main()
