@@ -6,10 +6,17 @@ of the transfer syntaxes proposed in a presentation context).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from typing import Final
 
 from pydicom import uid
-from pynetdicom.presentation import AllStoragePresentationContexts
+from pynetdicom import DEFAULT_TRANSFER_SYNTAXES
+from pynetdicom.presentation import AllStoragePresentationContexts, PresentationContext
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    Verification,
+)
 
 US_IMAGE: Final = uid.UltrasoundImageStorage
 US_MULTIFRAME: Final = uid.UltrasoundMultiFrameImageStorage
@@ -54,17 +61,38 @@ TRANSFER_SYNTAXES: Final = (
 scanner would inflate a JPEG cine that it holds."""
 
 
-def storage_classes(*, others: bool) -> list[str]:
-    """The storage SOP Class UIDs to accept.
+class _AcceptedContext(PresentationContext):
+    """A context that copies fast: pynetdicom copies every one of them for every association."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> PresentationContext:
+        twin = copy(self)
+        twin._transfer_syntax = list(self._transfer_syntax)  # noqa: SLF001 - UIDs are immutable
+        return twin
+
+
+def accepted_contexts(*, other_storage: bool) -> list[PresentationContext]:
+    """Every presentation context that the receiver accepts.
 
     Parameters
     ----------
-    others : bool
-        Also every other storage SOP class: they are acknowledged and skipped, so that a
-        sender that pushes whole studies sees no failure.
+    other_storage : bool
+        Also every storage SOP class that is not ultrasound: they are acknowledged and
+        skipped, so that a sender that pushes whole studies sees no failure.
     """
     classes = sorted(map(str, ULTRASOUND))
-    if others:
+    if other_storage:
         known = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
         classes += sorted(known.difference(classes))
-    return classes
+    contexts = [_context(each, TRANSFER_SYNTAXES) for each in classes]
+    contexts.append(_context(Verification, DEFAULT_TRANSFER_SYNTAXES))
+    commitment = _context(StorageCommitmentPushModel, DEFAULT_TRANSFER_SYNTAXES)
+    # The archive is the SCP of the service that opens an association to report to us, its SCU.
+    commitment.scu_role = commitment.scp_role = True
+    return [*contexts, commitment]
+
+
+def _context(abstract_syntax: str, transfer_syntaxes: Sequence[str]) -> PresentationContext:
+    context = _AcceptedContext()
+    context.abstract_syntax = uid.UID(abstract_syntax)
+    context.transfer_syntax = [uid.UID(each) for each in transfer_syntaxes]
+    return context

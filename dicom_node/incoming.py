@@ -46,6 +46,8 @@ _LAST: Final = 0b10
 """Message control header: the last fragment of its kind."""
 _LARGEST_PDU: Final = 1 << 24
 """A longer PDU, in bytes, is taken for garbage; senders are told a far smaller limit."""
+_SHORT: Final = 4096
+"""Reads up to this many bytes (PDU headers, commands) are acknowledged at once."""
 
 
 class IncomingObject:
@@ -255,7 +257,8 @@ class WideSocket(AssociationSocket):
                     break
                 filled += count
         del data[filled:]
-        self._acknowledge(connection)
+        if nr_bytes <= _SHORT:
+            self._acknowledge(connection)
         return data
 
     @staticmethod

@@ -23,16 +23,12 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import EventHandlerType
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StorageCommitmentPushModel,
-    Verification,
-)
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node import log
 from dicom_node.commit import read_report
 from dicom_node.config import Settings
-from dicom_node.contexts import TRANSFER_SYNTAXES, ULTRASOUND, storage_classes
+from dicom_node.contexts import ULTRASOUND, accepted_contexts
 from dicom_node.errors import NodeError, Permanent, Refused, Transient
 from dicom_node.header import identity_of, read_header
 from dicom_node.identity import (
@@ -101,10 +97,6 @@ class Receiver:
         entity.network_timeout = section.network_timeout_seconds
         # pynetdicom counts connections that never ask for an association; `_admit` does not.
         entity.maximum_associations = section.max_associations + _SPARE_CONNECTIONS
-        for sop_class in storage_classes(others=section.other_sop_classes == "skip"):
-            entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
-        entity.add_supported_context(Verification)
-        entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
         return entity
 
     def start(self) -> None:
@@ -129,7 +121,10 @@ class Receiver:
         ]
         try:
             self._server = self._entity.start_server(
-                (section.host, section.port), block=False, evt_handlers=handlers
+                (section.host, section.port),
+                block=False,
+                evt_handlers=handlers,
+                contexts=accepted_contexts(other_storage=section.other_sop_classes == "skip"),
             )
         except OSError as error:
             raise Permanent(

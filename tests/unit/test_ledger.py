@@ -1,0 +1,678 @@
+from __future__ import annotations
+
+import sqlite3
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from dicom_node.audit import EventName, event
+from dicom_node.errors import ConfigError, Permanent, Refused, Transient
+from dicom_node.ledger import LeaseLost, Ledger
+from dicom_node.ledger_schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS
+from dicom_node.records import DeliveryState, DerivedIdentity, Stage
+from tests.ledgers import (
+    DATABASES,
+    derive,
+    derived_of,
+    empty_ledger_url,
+    much_later,
+    send,
+    soon,
+    stage_of,
+)
+from tests.receiving import START, after, arrival
+
+BAD = Permanent("pixel-data-truncated", "(7FE0,0010) is too short; send it again")
+DOWN = Transient("peer-unreachable", "pacs: connection refused")
+SKIP = Refused("not-ultrasound", "an SR")
+
+
+@pytest.fixture(params=DATABASES)
+def url(request, tmp_path):
+    return empty_ledger_url(request.param, tmp_path)
+
+
+@pytest.fixture
+def ledger(url):
+    with Ledger(url) as opened:
+        yield opened
+
+
+def released(ledger: Ledger, *instances: str, destinations=("pacs",)) -> None:
+    """Instances that are derived and whose series may be sent."""
+    for each in instances:
+        ledger.record_arrival(arrival(each))
+        derive(ledger, destinations=destinations)
+    ledger.release_series("1.2", "quiet", soon())
+
+
+def names(ledger: Ledger) -> list[str]:
+    return [str(line.name) for _, line in ledger.events()]
+
+
+# --- arrivals ------------------------------------------------------------------------------
+
+
+def test_arrival_waits_for_derive(ledger):
+    came = arrival()
+    assert ledger.record_arrival(came)
+    held = ledger.instance("1.2.3")
+    assert held is not None
+    assert held.stage is Stage.DERIVE
+    assert held.identity == came.identity
+    assert (held.source_path, held.size, held.sha256) == (came.path, came.size, came.sha256)
+    assert (held.received_at, held.calling_ae) == (START, "US1")
+    assert names(ledger) == ["instance-received"]
+
+
+def test_same_bytes_again_are_no_second_row(ledger):
+    first = arrival()
+    assert ledger.record_arrival(first)
+    assert not ledger.record_arrival(arrival())
+    assert ledger.overview().stages == {Stage.DERIVE: 1}
+    assert ledger.known_files() == {first.path}
+    assert names(ledger) == ["instance-received"]
+
+
+def test_other_bytes_of_a_held_instance_keep_the_first_and_are_audited(ledger):
+    first = arrival()
+    ledger.record_arrival(first)
+    assert not ledger.record_arrival(arrival(sha256="1" * 64))
+    assert ledger.known_files() == {first.path}
+    assert names(ledger) == ["instance-received", "instance-differs"]
+
+
+@pytest.mark.parametrize("stage", [Stage.SEND, Stage.COMMIT, Stage.DONE])
+def test_other_bytes_never_replace_what_was_derived(ledger, stage):
+    released(ledger, "1.2.3", destinations=() if stage is Stage.DONE else ("pacs",))
+    if stage is Stage.COMMIT:
+        send(ledger)
+    if stage is Stage.DONE:
+        audited = ledger.claim_audit("w", soon())
+        ledger.finish_audit(audited.id, "w")
+    assert stage_of(ledger) is stage
+    assert not ledger.record_arrival(arrival(sha256="1" * 64))
+    assert stage_of(ledger) is stage
+
+
+def test_repaired_copy_of_an_instance_parked_in_derive_replaces_it(ledger):
+    ledger.record_arrival(arrival())
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    repaired = arrival(sha256="1" * 64)
+    assert ledger.record_arrival(repaired)
+    claimed = ledger.claim_derive("w", soon())
+    assert claimed.source_path == repaired.path
+    assert (claimed.attempts, claimed.error_code) == (1, None)
+
+
+def test_same_bytes_of_an_instance_parked_in_derive_stay_parked(ledger):
+    ledger.record_arrival(arrival())
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    assert not ledger.record_arrival(arrival())
+    assert stage_of(ledger) is Stage.PARKED
+
+
+def test_other_bytes_of_an_instance_parked_in_audit_do_not_replace_it(ledger):
+    released(ledger, "1.2.3", destinations=())
+    ledger.park(ledger.claim_audit("w", soon()).id, "w", BAD)
+    assert not ledger.record_arrival(arrival(sha256="1" * 64))
+
+
+def test_skipped_arrival_is_recorded_with_its_reason_and_never_claimed(ledger):
+    assert ledger.record_arrival(arrival(), skip=SKIP)
+    held = ledger.instance("1.2.3")
+    assert (held.stage, held.error_code) == (Stage.SKIPPED, "not-ultrasound")
+    assert ledger.claim_derive("w", much_later()) is None
+    assert ledger.series_arrivals(soon()) == []
+    assert names(ledger) == ["instance-skipped"]
+
+
+def test_own_derived_object_that_comes_back_is_skipped_whatever_its_content(ledger):
+    released(ledger, "1.2.3")
+    assert ledger.record_arrival(arrival("2.25.1.2.3", "2.25.1.2"))
+    held = ledger.instance("2.25.1.2.3")
+    assert (held.stage, held.error_code) == (Stage.SKIPPED, "own-output")
+
+
+def test_batch_is_recorded_as_a_whole_or_not_at_all(ledger):
+    good = arrival("1.2.3")
+    bad = arrival("1.2.4", received_at="not a time")
+    with pytest.raises((sa.exc.StatementError, AttributeError)):
+        ledger.record_arrivals([(good, None), (bad, None)])
+    assert ledger.overview().stages == {}
+
+
+def test_two_associations_that_deliver_one_instance_at_once_make_one_row(ledger):
+    together = threading.Barrier(4)
+    outcomes = []
+
+    def deliver(number: int) -> None:
+        together.wait()
+        outcomes.append(ledger.record_arrival(arrival(association=f"host/{number}")))
+
+    threads = [threading.Thread(target=deliver, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False, False, False, True]
+    assert ledger.overview().stages == {Stage.DERIVE: 1}
+
+
+# --- series ----------------------------------------------------------------------------------
+
+
+def test_series_knows_its_arrivals_and_its_open_associations(ledger):
+    ledger.record_arrival(arrival("1.2.3", association="host/1"))
+    ledger.record_arrival(arrival("1.2.4", association="host/2", received_at=after(5)))
+    (waiting,) = ledger.series_arrivals(soon())
+    assert (waiting.first_arrival, waiting.last_arrival) == (START, after(5))
+    assert (waiting.open_associations, waiting.unsent) == (2, 2)
+    ledger.close_association("host/1")
+    (waiting,) = ledger.series_arrivals(soon())
+    assert waiting.open_associations == 1
+
+
+def test_arrivals_recorded_out_of_order_keep_the_latest_time(ledger):
+    ledger.record_arrival(arrival("1.2.3", received_at=after(9)))
+    ledger.record_arrival(arrival("1.2.4", received_at=after(4)))
+    assert ledger.series_arrivals(soon())[0].last_arrival == after(9)
+
+
+def test_repeated_instance_keeps_the_series_of_its_association_open(ledger):
+    ledger.record_arrival(arrival("1.2.3", association="host/1"))
+    ledger.close_association("host/1")
+    ledger.record_arrival(arrival("1.2.3", association="host/2"))
+    assert ledger.series_arrivals(soon())[0].open_associations == 1
+
+
+def test_restarted_receiver_forgets_its_own_associations_only(ledger):
+    ledger.record_arrival(arrival("1.2.3", association="a_b/1"))
+    ledger.record_arrival(arrival("1.2.4", association="axb/1"))
+    ledger.forget_associations("a_b/")
+    assert ledger.series_arrivals(soon())[0].open_associations == 1
+    ledger.forget_associations()
+    assert ledger.series_arrivals(soon())[0].open_associations == 0
+
+
+def test_series_is_sent_only_after_its_release(ledger):
+    ledger.record_arrival(arrival())
+    derive(ledger)
+    assert ledger.claim_send("w", soon()) == []
+    ledger.release_series("1.2", "quiet", soon())
+    assert ledger.series_arrivals(soon()) == []
+    assert len(ledger.claim_send("w", soon())) == 1
+
+
+def test_released_series_waits_for_instances_that_are_still_being_derived(ledger):
+    released(ledger, "1.2.3")
+    ledger.record_arrival(arrival("1.2.4"))
+    ledger.release_series("1.2", "waited-long-enough", soon())
+    assert ledger.claim_send("w", soon()) == []
+    derive(ledger)
+    assert len(ledger.claim_send("w", soon())) == 2
+
+
+def test_released_series_does_not_wait_for_an_instance_that_fails(ledger):
+    released(ledger, "1.2.3")
+    ledger.record_arrival(arrival("1.2.4"))
+    ledger.release_series("1.2", "waited-long-enough", soon())
+    ledger.retry_later(ledger.claim_derive("w", soon()).id, "w", DOWN, much_later())
+    assert len(ledger.claim_send("w", soon())) == 1
+
+
+def test_late_instance_makes_its_series_wait_again_and_joins_it(ledger):
+    released(ledger, "1.2.3")
+    send(ledger)
+    late = after(3600)
+    ledger.record_arrival(arrival("1.2.4", received_at=late))
+    (waiting,) = ledger.series_arrivals(soon())
+    assert (waiting.first_arrival, waiting.last_arrival, waiting.unsent) == (late, late, 1)
+    derive(ledger)
+    assert ledger.claim_send("w", soon()) == []
+    ledger.release_series("1.2", "quiet", soon())
+    (delivery,) = ledger.claim_send("w", soon())
+    assert delivery.series_instance_uid == "2.25.1.2"
+
+
+# --- claims and leases ----------------------------------------------------------------------
+
+
+def test_claims_go_by_order_of_arrival(ledger):
+    ledger.record_arrival(arrival("1.2.9", received_at=after(2)))
+    ledger.record_arrival(arrival("1.2.8", received_at=after(1)))
+    claimed = [ledger.claim_derive("w", soon()).identity.sop_instance_uid for _ in range(2)]
+    assert claimed == ["1.2.8", "1.2.9"]
+
+
+def test_claimed_work_is_nobody_elses_until_its_lease_has_run_out(ledger):
+    ledger.record_arrival(arrival())
+    now = soon()
+    assert ledger.claim_derive("dead", now) is not None
+    assert ledger.claim_derive("other", now) is None
+    assert ledger.reclaim_expired(now + timedelta(seconds=59)) == 0
+    assert ledger.reclaim_expired(now + timedelta(seconds=61)) == 1
+    again = ledger.claim_derive("other", now)
+    assert again.attempts == 2
+    assert again.failing_since is not None
+
+
+def test_heartbeat_keeps_the_leases_of_its_owner_only(ledger):
+    ledger.record_arrival(arrival("1.2.3"))
+    ledger.record_arrival(arrival("1.2.4"))
+    now = soon()
+    alive, dead = ledger.claim_derive("alive", now), ledger.claim_derive("dead", now)
+    ledger.heartbeat("alive", now + timedelta(seconds=50))
+    assert ledger.reclaim_expired(now + timedelta(seconds=61)) == 1
+    assert ledger.claim_derive("other", now).id == dead.id
+    ledger.skip(alive.id, "alive", SKIP)
+
+
+def test_worker_that_lost_its_lease_changes_nothing(ledger):
+    ledger.record_arrival(arrival())
+    now = soon()
+    instance = ledger.claim_derive("slow", now)
+    ledger.reclaim_expired(now + timedelta(seconds=61))
+    ledger.claim_derive("fast", now)
+    for attempt in (
+        lambda: ledger.park(instance.id, "slow", BAD),
+        lambda: ledger.skip(instance.id, "slow", SKIP),
+        lambda: ledger.retry_later(instance.id, "slow", DOWN, now),
+        lambda: ledger.finish_derive(
+            instance.id,
+            "slow",
+            derived_of(instance),
+            Path("x"),
+            destinations=["pacs"],
+            sop_class_uid="1.2",
+            timings={},
+        ),
+    ):
+        with pytest.raises(LeaseLost):
+            attempt()
+    assert stage_of(ledger) is Stage.DERIVE
+
+
+def test_clean_stop_gives_work_back_at_once_and_counts_no_failure(ledger):
+    ledger.record_arrival(arrival())
+    ledger.claim_derive("w", soon())
+    assert ledger.release("w") == 1
+    assert ledger.claim_derive("other", soon()).failing_since is None
+
+
+def test_object_that_kills_its_workers_is_parked(ledger):
+    ledger.record_arrival(arrival())
+    now = soon()
+    for _ in range(5):
+        assert ledger.claim_derive("w", now) is not None
+        now += timedelta(seconds=61)
+        ledger.reclaim_expired(now)
+    held = ledger.instance("1.2.3")
+    assert (held.stage, held.error_code) == (Stage.PARKED, "worker-died")
+    assert ledger.retry(everything=True) == 1
+    assert ledger.claim_derive("w", much_later()) is not None
+
+
+def test_failed_work_waits_until_it_is_due_and_remembers_since_when_it_fails(ledger):
+    ledger.record_arrival(arrival())
+    now = soon()
+    due = now + timedelta(seconds=30)
+    first = ledger.claim_derive("w", now)
+    ledger.retry_later(first.id, "w", DOWN, due)
+    assert ledger.claim_derive("w", due - timedelta(seconds=1)) is None
+    second = ledger.claim_derive("w", due)
+    assert (second.attempts, second.error_code) == (2, "peer-unreachable")
+    ledger.retry_later(second.id, "w", DOWN, due)
+    assert ledger.claim_derive("w", due).failing_since == second.failing_since
+
+
+def test_finished_derive_starts_one_delivery_for_each_destination(ledger):
+    released(ledger, "1.2.3", destinations=("pacs", "archive"))
+    first, second = ledger.claim_send("w", soon()), ledger.claim_send("w", soon())
+    assert {first[0].destination, second[0].destination} == {"pacs", "archive"}
+    held = ledger.instance("1.2.3")
+    assert held.derived_instance_uid == "2.25.1.2.3"
+    assert held.derived_path == Path("/spool/derived/2.25.1.2.3.dcm")
+    assert held.timings == {"derive": 1.0}
+    assert first[0].source_instance_uid == "1.2.3"
+    assert first[0].study_instance_uid == "1.1"
+
+
+def test_instance_without_destination_goes_to_its_audit(ledger):
+    ledger.record_arrival(arrival())
+    derive(ledger, destinations=())
+    closing = event(EventName.INSTANCE_COMPLETED, sop_instance_uid="1.2.3")
+    ledger.finish_audit(ledger.claim_audit("w", soon()).id, "w", closing)
+    assert stage_of(ledger) is Stage.DONE
+    assert names(ledger)[-1] == "instance-completed"
+
+
+def test_stage_out_of_turn_is_a_fault(ledger):
+    ledger.record_arrival(arrival())
+    instance = ledger.claim_derive("w", soon())
+    with pytest.raises(Permanent, match="cannot go from derive to done"):
+        ledger.finish_audit(instance.id, "w")
+    assert stage_of(ledger) is Stage.DERIVE
+
+
+# --- deliveries --------------------------------------------------------------------------------
+
+
+def test_claimed_send_is_one_series_for_one_destination(ledger):
+    for series in ("1.2", "1.3"):
+        for number in (1, 2):
+            ledger.record_arrival(arrival(f"{series}.{number}", series))
+            derive(ledger, destinations=("pacs", "archive"))
+        ledger.release_series(series, "quiet", soon())
+    groups = []
+    while claimed := ledger.claim_send("w", soon()):
+        groups.append({(each.series_instance_uid, each.destination) for each in claimed})
+        assert len(claimed) == 2
+    assert len(groups) == 4
+    assert all(len(group) == 1 for group in groups)
+
+
+def test_interrupted_send_stays_in_doubt_so_that_the_next_sender_asks(ledger):
+    released(ledger, "1.2.3", "1.2.4")
+    now = soon()
+    first, second = ledger.claim_send("dead", now)
+    ledger.mark_sending(first.id, "dead")
+    ledger.reclaim_expired(now + timedelta(seconds=61))
+    states = {each.id: each.state for each in ledger.claim_send("next", now)}
+    assert states == {first.id: DeliveryState.SENDING, second.id: DeliveryState.PENDING}
+
+
+def test_instance_is_committed_when_every_destination_has_it(ledger):
+    released(ledger, "1.2.3", destinations=("pacs", "archive"))
+    send(ledger)
+    assert stage_of(ledger) is Stage.SEND
+    send(ledger)
+    assert stage_of(ledger) is Stage.COMMIT
+
+
+def committing(ledger: Ledger, *instances: str, transaction: str = "2.25.9") -> None:
+    released(ledger, *instances)
+    send(ledger)
+    asked = ledger.claim_commit("w", soon())
+    ledger.start_commit([each.id for each in asked], "w", transaction, much_later())
+
+
+def test_commitment_report_confirms_and_is_idempotent(ledger):
+    committing(ledger, "1.2.3", "1.2.4")
+    safe = ["2.25.1.2.3", "2.25.1.2.4"]
+    assert ledger.commit_report("2.25.9", safe, {}) == 2
+    assert ledger.commit_report("2.25.9", safe, {}) == 0
+    assert ledger.overview().deliveries == {"pacs": {DeliveryState.CONFIRMED: 2}}
+    assert stage_of(ledger) is Stage.AUDIT
+
+
+def test_report_of_an_unknown_transaction_changes_nothing(ledger):
+    committing(ledger, "1.2.3")
+    assert ledger.commit_report("2.25.666", ["2.25.1.2.3"], {}) == 0
+    assert stage_of(ledger) is Stage.COMMIT
+
+
+def test_report_of_an_earlier_question_still_confirms(ledger):
+    committing(ledger, "1.2.3")
+    asked = ledger.claim_commit("w", much_later())
+    ledger.start_commit([each.id for each in asked], "w", "2.25.10", much_later())
+    assert ledger.commit_report("2.25.9", ["2.25.1.2.3"], {}) == 1
+
+
+def test_failure_of_an_earlier_question_does_not_count(ledger):
+    committing(ledger, "1.2.3")
+    asked = ledger.claim_commit("w", much_later())
+    ledger.start_commit([each.id for each in asked], "w", "2.25.10", much_later())
+    assert ledger.commit_report("2.25.9", [], {"2.25.1.2.3": 0x0112}) == 0
+    assert stage_of(ledger) is Stage.COMMIT
+
+
+def test_object_that_the_archive_lost_is_sent_again_after_a_pause(ledger):
+    committing(ledger, "1.2.3", "1.2.4")
+    assert ledger.commit_report("2.25.9", ["2.25.1.2.4"], {"2.25.1.2.3": 0x0112}) == 2
+    assert stage_of(ledger, "1.2.3") is Stage.SEND
+    assert stage_of(ledger, "1.2.4") is Stage.AUDIT
+    assert ledger.claim_send("w", datetime.now(UTC)) == []
+    (again,) = ledger.claim_send("w", much_later())
+    assert (again.sop_instance_uid, again.state) == ("2.25.1.2.3", DeliveryState.PENDING)
+    assert again.failing_since is not None
+
+
+def test_object_that_the_archive_will_never_commit_to_is_parked_with_the_reason(ledger):
+    committing(ledger, "1.2.3")
+    ledger.commit_report("2.25.9", [], {"2.25.1.2.3": 0x0122})
+    held = ledger.instance("1.2.3")
+    assert (held.stage, held.error_code) == (Stage.PARKED, "commitment-refused")
+    assert "0x0122" in held.error
+    assert ledger.retry(sop_instance_uid="1.2.3") == 1
+    assert len(send(ledger)) == 1
+
+
+def test_commitment_that_fails_for_too_long_is_parked(url):
+    with Ledger(url, give_up_hours=0) as ledger:
+        committing(ledger, "1.2.3")
+        ledger.commit_report("2.25.9", [], {"2.25.1.2.3": 0x0110})
+        assert stage_of(ledger) is Stage.SEND
+        send(ledger, now=much_later())
+        asked = ledger.claim_commit("w", much_later())
+        ledger.start_commit([each.id for each in asked], "w", "2.25.11", much_later())
+        ledger.commit_report("2.25.11", [], {"2.25.1.2.3": 0x0110})
+        assert stage_of(ledger) is Stage.PARKED
+
+
+def test_unanswered_question_is_asked_again_when_its_wait_is_over(ledger):
+    committing(ledger, "1.2.3")
+    assert ledger.claim_commit("w", soon()) == []
+    assert len(ledger.claim_commit("w", much_later())) == 1
+
+
+def test_any_worker_may_conclude_a_delivery_that_waits_for_its_report(ledger):
+    committing(ledger, "1.2.3")
+    ledger.confirm([1], "another")
+    assert stage_of(ledger) is Stage.AUDIT
+
+
+def test_confirmed_delivery_cannot_be_changed(ledger):
+    committing(ledger, "1.2.3")
+    ledger.confirm([1], "w")
+    with pytest.raises(LeaseLost):
+        ledger.resend_delivery(1, "w", DOWN, soon())
+
+
+def test_parked_delivery_does_not_hold_up_the_other_destination(ledger):
+    released(ledger, "1.2.3", destinations=("pacs", "archive"))
+    (refused,) = ledger.claim_send("w", soon())
+    ledger.mark_sending(refused.id, "w")
+    ledger.park_delivery(refused.id, "w", BAD)
+    assert stage_of(ledger) is Stage.SEND
+    (other,) = send(ledger)
+    ledger.confirm([other.id], "w")
+    held = ledger.instance("1.2.3")
+    assert (held.stage, held.error_code) == (Stage.PARKED, BAD.code)
+
+
+def test_failed_send_is_repeated_when_due(ledger):
+    released(ledger, "1.2.3")
+    now = soon()
+    (delivery,) = ledger.claim_send("w", now)
+    due = now + timedelta(seconds=30)
+    ledger.retry_delivery(delivery.id, "w", DOWN, due)
+    assert ledger.claim_send("w", due - timedelta(seconds=1)) == []
+    (again,) = ledger.claim_send("w", due)
+    assert (again.attempts, again.state) == (2, DeliveryState.PENDING)
+
+
+def test_sender_that_lost_its_lease_changes_nothing(ledger):
+    released(ledger, "1.2.3")
+    now = soon()
+    (delivery,) = ledger.claim_send("slow", now)
+    ledger.reclaim_expired(now + timedelta(seconds=61))
+    ledger.claim_send("fast", now)
+    for attempt in (
+        lambda: ledger.mark_sending(delivery.id, "slow"),
+        lambda: ledger.mark_sent(delivery.id, "slow"),
+        lambda: ledger.park_delivery(delivery.id, "slow", BAD),
+        lambda: ledger.retry_delivery(delivery.id, "slow", DOWN, now),
+        lambda: ledger.confirm([delivery.id], "slow"),
+    ):
+        with pytest.raises(LeaseLost):
+            attempt()
+
+
+# --- the operator --------------------------------------------------------------------------------
+
+
+def test_retry_returns_parked_work_to_the_stage_it_failed_in(ledger):
+    ledger.record_arrival(arrival("1.2.3"))
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    assert ledger.retry(sop_instance_uid="1.2.999") == 0
+    assert ledger.retry(sop_instance_uid="1.2.3") == 1
+    assert stage_of(ledger) is Stage.DERIVE
+    assert ledger.instance("1.2.3").error is None
+
+
+def test_retry_finds_an_instance_by_its_derived_uid(ledger):
+    released(ledger, "1.2.3")
+    ledger.park_delivery(ledger.claim_send("w", soon())[0].id, "w", BAD)
+    assert ledger.retry(sop_instance_uid="2.25.1.2.3") == 1
+    assert stage_of(ledger) is Stage.SEND
+
+
+def test_retry_of_everything_leaves_nothing_parked(ledger):
+    released(ledger, "1.2.3")
+    ledger.park_delivery(ledger.claim_send("w", soon())[0].id, "w", BAD)
+    ledger.record_arrival(arrival("1.3.4", "1.3"))
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    assert ledger.retry(everything=True) == 2
+    assert Stage.PARKED not in ledger.overview().stages
+
+
+def test_overview_counts_and_shows_the_newest_errors_first(ledger):
+    released(ledger, "1.2.3")
+    (delivery,) = ledger.claim_send("w", soon())
+    ledger.retry_delivery(delivery.id, "w", DOWN, much_later())
+    ledger.record_arrival(arrival("1.3.4", "1.3", received_at=after(7)))
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    ledger.record_arrival(arrival("1.3.5", "1.3"), skip=SKIP)
+    seen = ledger.overview()
+    assert seen.stages == {Stage.SEND: 1, Stage.PARKED: 1, Stage.SKIPPED: 1}
+    assert seen.deliveries == {"pacs": {DeliveryState.PENDING: 1}}
+    assert seen.oldest_waiting == START
+    assert seen.open_associations == 1
+    assert [(one.where, one.parked, one.code) for one in seen.last_errors][1:] == [
+        ("derive", True, BAD.code),
+        ("pacs", False, DOWN.code),
+    ]
+
+
+def test_files_of_ended_instances_expire_and_are_forgotten(ledger):
+    released(ledger, "1.2.3", destinations=())
+    ledger.finish_audit(ledger.claim_audit("w", soon()).id, "w")
+    ledger.record_arrival(arrival("1.2.4"))
+    assert ledger.expired(START) == []
+    (ended,) = ledger.expired(much_later())
+    assert ended.identity.sop_instance_uid == "1.2.3"
+    assert len(ledger.known_files()) == 3
+    ledger.forget_files([ended.id])
+    assert ledger.expired(much_later()) == []
+    assert len(ledger.known_files()) == 1
+    assert not ledger.record_arrival(arrival("1.2.3")), "the row stays, for duplicates"
+
+
+def test_files_of_work_in_progress_cannot_be_forgotten(ledger):
+    ledger.record_arrival(arrival())
+    ledger.forget_files([1])
+    assert len(ledger.known_files()) == 1
+
+
+def test_audit_trail_keeps_what_was_written(ledger):
+    line = event(EventName.SERIES_RELEASED, series_instance_uid="1.2", detail="quiet")
+    ledger.append_event(line)
+    ((number, read),) = ledger.events()
+    assert read == line
+    assert ledger.events(after=number) == []
+
+
+# --- the database ---------------------------------------------------------------------------------
+
+
+def test_rows_outlive_the_process(url):
+    with Ledger(url) as first:
+        first.record_arrival(arrival())
+    with Ledger(url) as second:
+        assert stage_of(second) is Stage.DERIVE
+
+
+def test_ledger_of_another_schema_is_not_touched(tmp_path):
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    Ledger(url).close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite3") as raw:
+        raw.execute("UPDATE ledger_schema SET version = 999")
+    with pytest.raises(ConfigError, match="schema 999"):
+        Ledger(url)
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "oracle9://x", "sqlserver:///x"])
+def test_unusable_url_names_the_key(url):
+    with pytest.raises(ConfigError, match=r"ledger\.url"):
+        Ledger(url)
+
+
+def test_ledger_that_cannot_be_opened_is_transient(tmp_path):
+    with pytest.raises(Transient) as caught:
+        Ledger(f"sqlite:///{tmp_path / 'absent' / 'ledger.sqlite3'}")
+    assert caught.value.code == "ledger-unavailable"
+
+
+def test_damaged_ledger_is_permanent(tmp_path):
+    (tmp_path / "ledger.sqlite3").write_bytes(b"this is no database" * 100)
+    with pytest.raises(Permanent) as caught:
+        Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    assert caught.value.code == "ledger-damaged"
+
+
+def test_sqlite_is_durable_at_every_commit(tmp_path):
+    with Ledger(f"sqlite:///{tmp_path / 'l.sqlite3'}") as ledger, ledger._database.write() as c:
+        assert c.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert c.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert c.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert c.exec_driver_sql("PRAGMA busy_timeout").scalar() >= 30_000
+
+
+@pytest.mark.parametrize("statement", ["UPDATE events SET name = 'x'", "DELETE FROM events"])
+def test_audit_trail_cannot_be_changed(tmp_path, statement):
+    with Ledger(f"sqlite:///{tmp_path / 'l.sqlite3'}") as ledger:
+        ledger.record_arrival(arrival())
+    with (
+        sqlite3.connect(tmp_path / "l.sqlite3") as raw,
+        pytest.raises(sqlite3.IntegrityError, match="append-only"),
+    ):
+        raw.execute(statement)
+
+
+def test_reader_sees_the_state_before_a_transaction_that_is_under_way(tmp_path):
+    with Ledger(f"sqlite:///{tmp_path / 'l.sqlite3'}") as ledger:
+        ledger.record_arrival(arrival())
+        with ledger._database.write():
+            assert ledger.overview().stages == {Stage.DERIVE: 1}
+
+
+def test_transition_tables_cover_every_stage_and_state():
+    assert set(STAGE_TRANSITIONS) == set(Stage)
+    assert set(DELIVERY_TRANSITIONS) == set(DeliveryState)
+    assert STAGE_TRANSITIONS[Stage.DONE] == frozenset()
+    assert DELIVERY_TRANSITIONS[DeliveryState.CONFIRMED] == frozenset()
+
+
+def test_identity_of_the_derived_object_is_kept_when_derive_is_repeated(ledger):
+    ledger.record_arrival(arrival())
+    now = soon()
+    first = ledger.claim_derive("dead", now)
+    ledger.reclaim_expired(now + timedelta(seconds=61))
+    second = derive(ledger)
+    assert first.id == second.id
+    assert derived_of(first) == derived_of(second) == DerivedIdentity("2.25.1.2.3", "2.25.1.2")
+    assert ledger.overview().deliveries == {"pacs": {DeliveryState.PENDING: 1}}
