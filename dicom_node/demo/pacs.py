@@ -34,7 +34,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node import log
 from dicom_node.identity import is_valid_uid
-from dicom_node.status import CommitmentEvent, StoreStatus
+from dicom_node.status import CommitmentEvent, StoreStatus, Verdict, verdict
 
 _log = log.get(__name__)
 LOOPBACK: Final = "127.0.0.1"
@@ -145,8 +145,8 @@ class EmbeddedPacs:
             self.received[uid] += 1
             if not is_valid_uid(uid):
                 return int(StoreStatus.CANNOT_UNDERSTAND)
-            refused = status != StoreStatus.SUCCESS and status & 0xF000 != StoreStatus.COERCED
-            if refused or uid in self.held:
+            stored = verdict(status) in {Verdict.SUCCESS, Verdict.WARNING}
+            if not stored or uid in self.held:
                 return status
             path = self.folder / f"{uid}.dcm"
             path.write_bytes(event.encoded_dataset())

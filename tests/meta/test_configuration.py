@@ -1,0 +1,133 @@
+"""config/node.toml shows every key of the settings with its default; systemd takes the units."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.peers import require_program
+
+from dicom_node.config import Peer, Settings, load
+
+ROOT = Path(__file__).parents[2]
+NODE_TOML = ROOT / "config" / "node.toml"
+UNITS = sorted((ROOT / "systemd").glob("*.service"))
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+
+def test_every_key_is_there_with_its_default():
+    document = tomllib.loads(NODE_TOML.read_text())
+    expected = {
+        section: {key: plain(value) for key, value in getattr(Settings(), section)}
+        for section in Settings.model_fields
+        if section != "peers"
+    }
+    assert document == expected
+
+
+def test_the_file_loads_as_the_defaults():
+    assert load(NODE_TOML) == Settings()
+
+
+def peer_example() -> str:
+    text = NODE_TOML.read_text()
+    commented = text[text.index("# [peers.pacs]") :]
+    return "\n".join(line.removeprefix("# ") for line in commented.splitlines())
+
+
+def test_peer_example_shows_every_key_with_its_default():
+    example = tomllib.loads(peer_example())["peers"]["pacs"]
+    assert set(example) == set(Peer.model_fields)
+    needed = {"ae_title", "host", "port"}
+    for key, field in Peer.model_fields.items():
+        if key not in needed:
+            assert example[key] == plain(field.default), key
+    Peer.model_validate(example)
+
+
+def test_every_key_has_a_comment_right_above_it():
+    lines = NODE_TOML.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"[a-z_]+ = ", line):
+            above = lines[number - 1]
+            assert above.startswith("#"), f"line {number + 1}: {line}"
+
+
+def test_every_setting_has_a_sentence():
+    for section in [*Settings.model_fields.values()]:
+        fields = getattr(section.annotation, "model_fields", Peer.model_fields)
+        assert all(field.description for field in fields.values())
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> list[Path]:
+    """The units with a program that exists on this machine."""
+    copies = []
+    for unit in [*UNITS, ROOT / "systemd" / "dicom-node.target"]:
+        copy = tmp_path / unit.name
+        copy.write_text(unit.read_text().replace("/opt/dicom-node/bin/dicom-node", "/bin/true"))
+        copies.append(copy)
+    return copies
+
+
+def test_systemd_accepts_the_units(units):
+    done = subprocess.run(
+        [require_program("systemd-analyze"), "verify", *map(str, units)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    ours = [line for line in done.stderr.splitlines() if "dicom-node" in line]
+    assert done.returncode == 0, done.stderr
+    assert not ours
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_are_hardened(unit):
+    done = subprocess.run(
+        [
+            *(require_program("systemd-analyze"), "security", "--offline=yes"),
+            *("--threshold=20", "--no-pager", str(unit)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout[-500:]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_notify_are_watched_and_keep_their_state(unit):
+    text = unit.read_text()
+    for line in ("Type=notify", "WatchdogSec=", "StateDirectory=dicom-node", "Restart=always"):
+        assert line in text
+    assert "RestartPreventExitStatus=78" in text
+
+
+def test_sysusers_and_tmpfiles_are_accepted(tmp_path):
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    for program, name in (
+        ("systemd-sysusers", "dicom-node.sysusers.conf"),
+        ("systemd-tmpfiles", "dicom-node.tmpfiles.conf"),
+    ):
+        options = ["--create"] if program == "systemd-tmpfiles" else []
+        done = subprocess.run(
+            [require_program(program), f"--root={root}", *options, str(ROOT / "systemd" / name)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "dicom-node" in (root / "etc" / "passwd").read_text()
+    assert (root / "var" / "lib" / "dicom-node").is_dir()

@@ -1,0 +1,127 @@
+"""Imports point downward, the receiver stays small, and what a page promises is there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = [
+    {"errors"},
+    {"records", "config", "status", "audit", "notify", "quiet", "identity"},
+]
+FOUNDATION = set().union(*LAYERS)
+TOP = {"cli", "__main__"}
+EDGE_OF_DICOM_ONLY = {"send", "commit", "query", "associate"}
+
+
+def modules(package: str) -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT / package).with_suffix("").parts): path
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+def imports_of(path: Path) -> set[str]:
+    """Everything that a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def internal(path: Path) -> set[str]:
+    """Modules of `dicom_node` that a module imports."""
+    names = set(modules("dicom_node"))
+    parts = {name.removeprefix("dicom_node.") for name in imports_of(path)}
+    return {part for part in parts if part in names and part != "__init__"}
+
+
+def at_top_level(path: Path) -> set[str]:
+    """What importing the module imports of `dicom_node`."""
+    names = set(modules("dicom_node"))
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {part for name in found if (part := name.removeprefix("dicom_node.")) in names}
+
+
+@pytest.mark.parametrize("path", modules("model").values(), ids=modules("model"))
+def test_model_never_imports_the_node(path):
+    assert not {name for name in imports_of(path) if name.split(".")[0] == "dicom_node"}
+
+
+@pytest.mark.parametrize("name", modules("dicom_node"))
+def test_only_despeckle_imports_torch_or_the_model(name):
+    heavy = {each.split(".")[0] for each in imports_of(modules("dicom_node")[name])}
+    assert name == "despeckle" or not heavy & {"torch", "model"}
+
+
+@pytest.mark.parametrize("name", sorted(FOUNDATION & set(modules("dicom_node"))))
+def test_the_foundation_imports_only_itself(name):
+    assert internal(modules("dicom_node")[name]) <= FOUNDATION
+
+
+@pytest.mark.parametrize("name", sorted(EDGE_OF_DICOM_ONLY))
+def test_what_speaks_dicom_knows_no_ledger_and_no_spool(name):
+    assert not internal(modules("dicom_node")[name]) & {"ledger", "spool", "worker", "schedule"}
+
+
+@pytest.mark.parametrize("name", modules("dicom_node"))
+def test_nothing_imports_the_command_line(name):
+    assert name in TOP or not internal(modules("dicom_node")[name]) & TOP
+
+
+def test_no_import_cycles():
+    graph = {name: at_top_level(path) for name, path in modules("dicom_node").items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join([*trail, name])
+        if name not in done:
+            for below in graph[name]:
+                visit(below, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(done.stdout.splitlines())
+
+
+def test_receiver_needs_neither_torch_nor_the_decoders():
+    loaded = loaded_by("import dicom_node.receive")
+    assert not loaded & {
+        "torch",
+        "dicom_node.decode",
+        "dicom_node.derive",
+        "dicom_node.despeckle",
+        "highdicom",
+    }
+
+
+def test_help_does_not_import_torch():
+    code = "from dicom_node.cli import app; from typer.main import get_command; get_command(app)"
+    loaded = loaded_by(code)
+    assert not loaded & {"torch", "pydicom", "sqlalchemy"}
+
+
+def test_export_list():
+    import dicom_node
+
+    assert dicom_node.__all__ == ["__version__"]
