@@ -41,6 +41,12 @@ _PLUGINS: Final[dict[str, str]] = {
     uid.RLELossless: "pydicom",
 }
 ENCAPSULATED: Final = frozenset(_PLUGINS)
+LOSSY_METHOD: Final[dict[str, str]] = {
+    uid.JPEGBaseline8Bit: "ISO_10918_1",
+    uid.JPEGExtended12Bit: "ISO_10918_1",
+    uid.JPEGLSNearLossless: "ISO_14495_1",
+}
+"""(0028,2114) *Lossy Image Compression Method* of syntaxes that cannot be lossless."""
 _BY_PILLOW: Final = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit})
 _WITH_SOF: Final = _BY_PILLOW | {
     uid.JPEGLossless,

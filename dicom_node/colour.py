@@ -35,10 +35,8 @@ _BLUE_OF_CB: Final = ((_fixed(1.772) * _CHROMA + _HALF) >> _SHIFT).astype(np.int
 _GREEN_OF_CR: Final = -_fixed(0.714136286) * _CHROMA
 _GREEN_OF_CB: Final = -_fixed(0.344136286) * _CHROMA + _HALF
 
-_SHADES: Final = np.arange(256, dtype=np.uint32)
-_LUMA_RED: Final = _SHADES * _fixed(0.299)
-_LUMA_GREEN: Final = _SHADES * _fixed(0.587)
-_LUMA_BLUE: Final = _SHADES * ((1 << _SHIFT) - _fixed(0.299) - _fixed(0.587)) + _HALF
+_LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = np.uint16(77), np.uint16(150), np.uint16(29)
+"""Rec. 601 weights in 256ths; their sum is 256, so that a grey pixel keeps its value."""
 
 
 def ybr_to_rgb(ybr: Frame) -> Frame:
@@ -91,8 +89,12 @@ def luminance(frame: Frame) -> NDArray[np.uint8]:
     """
     if frame.ndim == 2:  # noqa: PLR2004
         return frame
-    weighted = _LUMA_RED[frame[..., 0]] + _LUMA_GREEN[frame[..., 1]] + _LUMA_BLUE[frame[..., 2]]
-    return (weighted >> _SHIFT).astype(np.uint8)
+    total = frame[..., 0] * _LUMA_RED
+    total += frame[..., 1] * _LUMA_GREEN
+    total += frame[..., 2] * _LUMA_BLUE
+    total += np.uint16(128)
+    total >>= np.uint16(8)
+    return total.astype(np.uint8)
 
 
 @dataclass(frozen=True)

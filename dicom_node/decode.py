@@ -11,14 +11,16 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import FileDataset, dcmread, uid
+from pydicom import Dataset, FileDataset, dcmread, uid
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import Tag
 
 import dicom_node.quiet  # noqa: F401 - before any file is read
 from dicom_node import codecs, pixelfile
@@ -51,6 +53,7 @@ READ_ERRORS: Final = (
 )
 """What pydicom raises on malformed data sets."""
 
+_CONTRIBUTING_EQUIPMENT: Final = Tag(0x0018, 0xA001)
 _MAX_PIXELS: Final = 64_000_000
 _MAX_DEFLATED: Final = 1 << 32
 _DEFER: Final = 1 << 20
@@ -120,6 +123,7 @@ class Decoder:
                 self._extents = _native(dataset, element, self._layout)
             stream = codecs.read_stream(self.transfer_syntax, self._stored(file, 0))
         self._repair(stream, rows, columns)
+        self._record_lossy()
         photometric = self._layout.photometric
         self.geometry = Geometry(
             frames=len(self._extents),
@@ -188,6 +192,19 @@ class Decoder:
             layout.swap_pairs,
             layout.little_endian,
         )
+
+    def _record_lossy(self) -> None:
+        """Supply the lossy history where a lossy transfer syntax proves it, PS3.3 C.7.6.1.1.5."""
+        method = codecs.LOSSY_METHOD.get(self.transfer_syntax)
+        if method is None or self.dataset.get("LossyImageCompression") == "01":
+            return
+        geometry_bytes = self._layout.samples * self._layout.bits_allocated // 8
+        rows, columns = _size(self.dataset)
+        compressed = sum(length for frame in self._extents for _, length in frame)
+        ratio = rows * columns * geometry_bytes * len(self._extents) / max(compressed, 1)
+        self.dataset.LossyImageCompression = "01"
+        self.dataset.LossyImageCompressionRatio = f"{ratio:.2f}"
+        self.dataset.LossyImageCompressionMethod = method
 
     def _stored(self, file: BinaryIO, index: int) -> bytes:
         """The bytes of one frame as stored."""
@@ -373,7 +390,7 @@ def _check_kind(dataset: FileDataset) -> None:
             f"(0008,0016) SOP Class UID {sop_class or 'absent'} is not US Image or US Multi-frame "
             "Image; route only these here",
         )
-    if is_own_output(dataset):
+    if is_own_output(_equipment(dataset)):
         raise Refused(
             "own-output",
             "(0018,A001) Contributing Equipment Sequence says that this node made the object; "
@@ -388,6 +405,15 @@ def _check_kind(dataset: FileDataset) -> None:
             raise Permanent(
                 "uid-invalid", f"{tag} is absent or no UID; the sender has to give it one"
             )
+
+
+def _equipment(dataset: FileDataset) -> Dataset:
+    """A data set of (0018,A001) alone, so that looking into it decodes no text of the other."""
+    only = Dataset()
+    element = dataset.get_item(_CONTRIBUTING_EQUIPMENT)
+    if element is not None:
+        only[_CONTRIBUTING_EQUIPMENT] = deepcopy(element)
+    return only
 
 
 def _number(dataset: FileDataset, keyword: str) -> int | None:

@@ -1,0 +1,78 @@
+"""Files and folders for offline use: which to read, and how to write a derived one whole.
+
+Not the spool: nothing here survives or needs a ledger. File format: PS3.10 7.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from dicom_node.errors import NodeError
+from dicom_node.records import PixelReport
+
+
+class FileStatus(StrEnum):
+    """What became of one file."""
+
+    DERIVED = "derived"
+    SKIPPED = "skipped"
+    """Not an object that the node processes; the error says why."""
+    FAILED = "failed"
+    """Should have been processed and could not be; the error says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutcome:
+    """What became of one file."""
+
+    source: Path
+    status: FileStatus
+    path: Path | None = None
+    """Where the derived object lies."""
+    report: PixelReport | None = None
+    error: NodeError | None = None
+
+
+def find_files(sources: Sequence[Path], output: Path) -> list[Path]:
+    """The files to process: each once, folders searched to any depth, by name.
+
+    Parameters
+    ----------
+    output : Path
+        Left out of the search, so that a second run does not read the first one's results.
+    """
+    excluded = output.resolve()
+    found: dict[Path, None] = {}
+    for source in sources:
+        inside = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for path in inside:
+            resolved = path.resolve()
+            if path.is_dir() or (source.is_dir() and resolved.is_relative_to(excluded)):
+                continue
+            found.setdefault(resolved)
+    return list(found)
+
+
+def write_into(output: Path) -> Callable[[str, Iterable[bytes]], Path]:
+    """A function that writes a file below `output`, whole or not at all, and durably."""
+
+    def write(relative: str, chunks: Iterable[bytes]) -> Path:
+        target = output / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            with temporary.open("xb") as file:
+                file.writelines(chunks)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+    return write

@@ -1,0 +1,231 @@
+"""Where a display shows speckle: found from the pixels alone, for want of better.
+
+Not segmentation of anatomy. Serves two ends: inside stated regions it leaves out what the
+scanner drew there (scales, bars, text, background); without stated regions it stands in for
+them. Errs towards leaving pixels alone. No clause of the standard; DESIGN.md, decision 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.morphology import (
+    Mask,
+    box_sum,
+    components,
+    dilate,
+    filled,
+    flood,
+    opened,
+    window_extremes,
+)
+
+Luminance = NDArray[np.uint8]
+
+_FLAT_RADIUS: Final = 2
+_WIDE_RADIUS: Final = 6
+_BLOCKS_ACROSS: Final = 72
+_DENSE: Final = 0.5
+"""Share of a block that must carry texture; text covers less of the area it is set in."""
+_COMPARABLE: Final = 0.2
+"""Components down to this share of the largest one's area are views of their own."""
+_COARSEST: Final = 16
+_BAR_WIDTH, _BAR_LENGTH, _BAR_CHANGE = 5, 16, 8
+_HARD: Final = 60
+"""Grey levels by which an overlay stands out from what lies under it."""
+_SMALLEST: Final = 0.01
+"""Share of the image below which nothing counts as a view."""
+
+
+def flat(luminances: Sequence[Luminance], tolerance: int) -> Mask:
+    """Pixels in a window that is uniform in every frame: background, not speckle.
+
+    Parameters
+    ----------
+    luminances : sequence of ndarray, (rows, columns), uint8
+    tolerance : int
+        Of `noise_floor`.
+    """
+    even = np.ones(luminances[0].shape, bool)
+    for image in luminances:
+        low, high = window_extremes(image, _FLAT_RADIUS)
+        even &= high - low <= tolerance
+    uniform = dilate(even, _FLAT_RADIUS)
+    # Small uniform spots occur in smooth speckle; background is wide somewhere near.
+    return uniform & dilate(opened(uniform, _WIDE_RADIUS), _WIDE_RADIUS)
+
+
+def noise_floor(frame: NDArray[np.uint8], *, lossy: bool) -> int:
+    """Grey levels by which a uniform area may vary: compression, or coarse quantisation.
+
+    Parameters
+    ----------
+    frame : ndarray, (rows, columns) or (rows, columns, 3), uint8
+    lossy : bool
+        The pixels went through lossy compression.
+    """
+    quantum = int(np.gcd.reduce(np.unique(frame)))
+    coarse = quantum if 1 < quantum <= _COARSEST else 0
+    return max(3 if lossy else 0, coarse)
+
+
+def background_level(luminance: Luminance, uniform: Mask) -> int:
+    """The luminance that most uniform pixels have; -1 where hardly any are uniform."""
+    if uniform.mean() < 0.01:  # noqa: PLR2004
+        return -1
+    return int(np.bincount(luminance[uniform], minlength=256).argmax())
+
+
+def views(textured: Mask) -> list[Mask]:
+    """The areas densely covered with texture, the largest first, as masks of the image.
+
+    Works on blocks of pixels: text, scales and bars are too sparse or too small there. Each
+    view is filled, so that dark chambers belong to it; at its rim only those pixels do that
+    hang together with it.
+
+    Parameters
+    ----------
+    textured : ndarray, (rows, columns), bool
+        Grey pixels that are not flat.
+    """
+    rows, columns = textured.shape
+    side = max(4, min(rows, columns) // _BLOCKS_ACROSS)
+    high, wide = -(-rows // side), -(-columns // side)
+    padded = np.zeros((high * side, wide * side), np.float32)
+    padded[:rows, :columns] = textured
+    share = padded.reshape(high, side, wide, side).mean(axis=(1, 3))
+    dense = share >= _DENSE
+    core = dense & (box_sum(dense, 1) >= 6)  # noqa: PLR2004 - of nine; drops single rows
+    found = components(core)
+    if not found:
+        return []
+    smallest = max(_COMPARABLE * found[0].sum(), _SMALLEST * core.size)
+
+    def pixels(blocks: Mask) -> Mask:
+        return np.repeat(np.repeat(blocks, side, 0), side, 1)[:rows, :columns]
+
+    result = []
+    for component in found:
+        if component.sum() < smallest:
+            break
+        body = filled(component)
+        rim = pixels(dilate(component, 3) & (share > 0)) & textured
+        joined = flood(pixels(component), rim | pixels(component), steps=3 * side)
+        result.append(filled(joined | pixels(body)))
+    return result
+
+
+def stacked(first: Mask, second: Mask) -> bool:
+    """Whether one view lies above the other, as a sector does above its sweep.
+
+    M-mode and spectral sweeps are textured too; without stated regions nothing tells them
+    from tissue.
+    """
+    rows = first.any(axis=1) & second.any(axis=1)
+    columns = first.any(axis=0) & second.any(axis=0)
+    return bool(columns.sum() > rows.sum())
+
+
+def overlay_levels(luminance: Luminance, outside: Mask) -> list[int]:
+    """Luminances that text outside the tissue is drawn in.
+
+    Parameters
+    ----------
+    outside : ndarray, (rows, columns), bool
+        Where no tissue is.
+    """
+    ink = outside & (luminance >= 100)  # noqa: PLR2004
+    thin = ink & ~opened(ink, 3)
+    counts = np.bincount(luminance[thin], minlength=256)
+    enough = max(60, counts.sum() // 10)
+    return [int(level) for level in np.flatnonzero(counts >= enough)]
+
+
+def strokes(luminances: Sequence[Luminance], levels: Sequence[int], *, lossy: bool) -> Mask:
+    """Text, callipers and lines drawn over tissue, as far as that is certain, with a margin.
+
+    A stroke is thin, has exactly the luminance of text elsewhere in the display (nearly, where
+    compression was lossy), stands out hard, is more than a few pixels long, and stands still.
+    """
+    image = luminances[0].astype(np.int16)
+    found = np.zeros(image.shape, bool)
+    tolerance = 8 if lossy else 0
+    for level in levels:
+        close = np.abs(image - level) <= tolerance
+        found |= close & ~opened(close, 3)
+    low, _ = window_extremes(luminances[0], 2)
+    found &= image - low >= _HARD
+    if len(luminances) > 1:
+        found &= _still(luminances)
+    long = found & (box_sum(found, 3) >= 6)  # noqa: PLR2004 - of 49; a thin line has seven
+    return dilate(long, 2) if long.any() else long
+
+
+def bars(luminance: Luminance, tolerance: int) -> Mask:
+    """Grey scales: strips that run evenly from dark to bright and are uniform across.
+
+    At least five pixels wide and sixteen long, upright or lying.
+    """
+    tolerance = min(tolerance, 2)
+    return _upright_bars(luminance, tolerance) | _upright_bars(luminance.T, tolerance).T
+
+
+def _upright_bars(image: Luminance, tolerance: int) -> Mask:
+    rows, columns = image.shape
+    length = max(_BAR_LENGTH, min(rows, columns) // 20)
+    strip = np.zeros(image.shape, bool)
+    if rows <= length or columns < _BAR_WIDTH:
+        return strip
+    values = image.astype(np.int16)
+    across = np.stack([values[:, i : columns - _BAR_WIDTH + 1 + i] for i in range(_BAR_WIDTH)])
+    uniform = np.ptp(across, axis=0) <= tolerance
+    middle = across[_BAR_WIDTH // 2]
+    step = np.diff(middle, axis=0)
+    change = np.abs(middle[length:] - middle[:-length]) >= _BAR_CHANGE
+    even = np.zeros(change.shape, bool)
+    for monotone in (step >= -tolerance, step <= tolerance):
+        even |= _runs(monotone & uniform[1:] & uniform[:-1], length)
+    starts = even & change
+    if starts.any():
+        half = _BAR_WIDTH // 2
+        for shift in range(length + 1):
+            strip[shift : shift + len(starts), half : half + starts.shape[1]] |= starts
+        strip = dilate(strip, half + 1)
+    return strip
+
+
+def _runs(mask: Mask, length: int) -> Mask:
+    """Where a run of `length` set rows begins."""
+    total = np.zeros((mask.shape[0] + 1, mask.shape[1]), np.int32)
+    np.cumsum(mask, axis=0, out=total[1:])
+    return np.asarray(total[length:] - total[:-length] == length)
+
+
+def furniture(luminances: Sequence[Luminance]) -> Mask:
+    """What stands still and bright while the tissue about it moves, with a margin.
+
+    Needs at least five frames; else nothing is certain and the mask is empty.
+    """
+    shape = luminances[0].shape
+    if len(luminances) < 5:  # noqa: PLR2004
+        return np.zeros(shape, bool)
+    moving = _spread(luminances) > 16  # noqa: PLR2004
+    low, high = window_extremes(luminances[0], 2)
+    hard = high - low >= _HARD
+    still = _still(luminances) & (luminances[0] >= 48)  # noqa: PLR2004
+    about = box_sum(moving, 7)
+    drawn = still & ((about > 0.4 * 15 * 15) | (hard & (about > 0.1 * 15 * 15)))
+    return dilate(drawn & (box_sum(drawn, 2) >= 4), 2)  # noqa: PLR2004
+
+
+def _spread(luminances: Sequence[Luminance]) -> Luminance:
+    low = np.minimum.reduce(luminances)
+    return np.asarray(np.maximum.reduce(luminances) - low)
+
+
+def _still(luminances: Sequence[Luminance]) -> Mask:
+    return np.asarray(_spread(luminances) <= 4)  # noqa: PLR2004

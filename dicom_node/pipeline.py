@@ -1,0 +1,305 @@
+"""The page to read first: what happens to one object, a line a stage.
+
+    decode -> regions -> despeckle -> recombine -> prove -> derive -> encode
+
+One frame at a time passes through, so that a long cine needs no more memory than a short one;
+derived frames wait in a temporary file, because what the header says of the pixels is known only
+after the last one. Imports no torch: the network comes in as a `Despeckler`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.clock import Clock
+from dicom_node.colour import Frame, luminance
+from dicom_node.config import Settings
+from dicom_node.decode import Decoder, Geometry, open_instance
+from dicom_node.derive import derive_dataset
+from dicom_node.encode import encode
+from dicom_node.errors import NodeError, Permanent, Refused
+from dicom_node.folder import FileOutcome, FileStatus, find_files, write_into
+from dicom_node.identity import derived_identity
+from dicom_node.morphology import Mask
+from dicom_node.records import BundleInfo, DerivedIdentity, PixelReport
+from dicom_node.regions import (
+    PIXEL_POLICY,
+    TissueMap,
+    prove_untouched,
+    recombine,
+    tissue_map,
+    tissue_pixels,
+)
+from dicom_node.spool import disk_errors
+
+Luminance = NDArray[np.uint8]
+Write = Callable[[str, Iterable[bytes]], Path]
+"""Stores a file under a relative name, whole or not at all, and says where."""
+
+_SAMPLES: Final = 8
+
+
+class Despeckler(Protocol):
+    """Takes the speckle out of frames; `despeckle.Despeckler` does it with the student."""
+
+    bundle: BundleInfo
+
+    def fingerprint(self, strength: float) -> str:
+        """Digest of everything of its own that changes pixels."""
+        ...
+
+    def frames(self, luminances: Iterable[Luminance], strength: float) -> Iterator[Luminance]:
+        """Frames in, as many frames of the same size out, in the same order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One derived object, written."""
+
+    identity: DerivedIdentity
+    path: Path
+    sop_class_uid: str
+    report: PixelReport
+    timings: dict[str, float]
+    """Seconds by stage: decode, regions, despeckle, recombine, encode."""
+
+
+def derive_instance(
+    source: Path,
+    despeckler: Despeckler,
+    settings: Settings,
+    write: Write,
+    *,
+    now: datetime | None = None,
+    work_directory: Path | None = None,
+) -> Derived:
+    """Derive one object from one file.
+
+    Parameters
+    ----------
+    source : Path
+        A DICOM file; only read.
+    write : callable
+        Given ``<series>/<instance>.dcm`` and the file's bytes.
+    now : datetime, optional
+        Creation time, aware; the same one gives the same bytes.
+    work_directory : Path, optional
+        Where frames wait; about the size of the uncompressed object.
+
+    Raises
+    ------
+    Refused
+        Nothing for the node to do, by the object's kind or content.
+    Permanent
+        The object is damaged or contradicts itself.
+    Transient
+        The disk is full or fails.
+    """
+    with disk_errors():
+        return _derive(
+            source,
+            despeckler,
+            settings,
+            write,
+            now=now or datetime.now(UTC),
+            work_directory=work_directory,
+        )
+
+
+def _derive(
+    source: Path,
+    despeckler: Despeckler,
+    settings: Settings,
+    write: Write,
+    *,
+    now: datetime,
+    work_directory: Path | None,
+) -> Derived:
+    """`derive_instance`, a line a stage."""
+    clock = Clock()
+    with clock.measured("decode"):
+        decoder = open_instance(source)
+        samples = _samples(decoder)
+    with clock.measured("regions"):
+        tissue = tissue_map(decoder.dataset, decoder.geometry, samples, settings.regions)
+        _require_tissue(tissue)
+    bundle = despeckler.bundle
+    fingerprint = pixel_fingerprint(despeckler, settings)
+    header = decoder.dataset
+    identity = derived_identity(
+        str(header.SOPInstanceUID), str(header.SeriesInstanceUID), bundle.device_uid, fingerprint
+    )
+    geometry = decoder.geometry
+    with tempfile.TemporaryFile(dir=work_directory) as waiting:
+        report = _derive_frames(
+            decoder, tissue, despeckler, settings=settings, waiting=waiting, clock=clock
+        )
+        with clock.measured("derive"):
+            derived = derive_dataset(
+                header,
+                geometry,
+                identity,
+                bundle=bundle,
+                report=report,
+                settings=settings,
+                now=now,
+            )
+        with clock.measured("encode"):
+            frames = _read_back(waiting, geometry)
+            chunks = encode(derived, frames, settings.derive.transfer_syntax, work_directory)
+            name = f"{identity.series_instance_uid}/{identity.sop_instance_uid}.dcm"
+            path = write(name, chunks)
+    return Derived(identity, path, str(derived.SOPClassUID), report, clock.seconds)
+
+
+def derive_files(
+    sources: Sequence[Path],
+    output: Path,
+    despeckler: Despeckler,
+    settings: Settings,
+    progress: Callable[[FileOutcome, int, int], None] | None = None,
+) -> list[FileOutcome]:
+    """Derive files and whole folders without a network; the originals are only read.
+
+    Parameters
+    ----------
+    sources : sequence of Path
+        Files, and folders that are searched to any depth.
+    output : Path
+        Derived objects appear below it as ``<series>/<instance>.dcm``; it is not searched.
+    progress : callable, optional
+        Given each outcome as it comes, how many there are so far and how many there will be.
+
+    Returns
+    -------
+    list of FileOutcome
+        One for each file, in the order of the names; a bad file stops nothing.
+    """
+    files = find_files(sources, output)
+    outcomes: list[FileOutcome] = []
+    for source in files:
+        try:
+            result = derive_instance(source, despeckler, settings, write_into(output))
+            outcome = FileOutcome(source, FileStatus.DERIVED, result.path, result.report)
+        except Refused as error:
+            outcome = FileOutcome(source, FileStatus.SKIPPED, error=error)
+        except NodeError as error:
+            outcome = FileOutcome(source, FileStatus.FAILED, error=error)
+        outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome, len(outcomes), len(files))
+    return outcomes
+
+
+def pixel_fingerprint(despeckler: Despeckler, settings: Settings) -> str:
+    """Everything that changes pixels: the student, the strength and where it may act."""
+    regions = settings.regions
+    return (
+        f"{despeckler.fingerprint(settings.despeckle.strength)}|{PIXEL_POLICY}"
+        f"|{regions.without_regions}|{regions.grey_tolerance}"
+    )
+
+
+def _samples(decoder: Decoder) -> list[Frame]:
+    """Up to eight frames, evenly over the cine."""
+    last = decoder.geometry.frames - 1
+    count = min(_SAMPLES, last + 1)
+    wanted = {round(index * last / max(count - 1, 1)) for index in range(count)}
+    return [decoder.frame(index) for index in sorted(wanted)]
+
+
+def _require_tissue(tissue: TissueMap) -> None:
+    if tissue.allowed.any():
+        return
+    remedy = {
+        "none": 'regions.without_regions is "skip"; set it to "estimate" to process such objects',
+        "estimated": "the object states no (0018,6011) regions and no area of tissue is certain",
+        "ultrasound-regions": "(0018,6011) Sequence of Ultrasound Regions leaves no grey tissue "
+        "in a 2-D B-mode region",
+    }
+    raise Refused("no-tissue", f"nothing to despeckle: {remedy[tissue.source]}")
+
+
+def _derive_frames(
+    decoder: Decoder,
+    tissue: TissueMap,
+    despeckler: Despeckler,
+    *,
+    settings: Settings,
+    waiting: BinaryIO,
+    clock: Clock,
+) -> PixelReport:
+    """Despeckle every frame into a temporary file and count what changed."""
+    geometry = decoder.geometry
+    counts = _Counts(geometry)
+    # The network may look several frames ahead; these wait for its answers.
+    pending: deque[tuple[Frame, Luminance]] = deque()
+
+    def luminances() -> Iterator[Luminance]:
+        for frame in clock.timed("decode", decoder.frames()):
+            shade = luminance(frame)
+            pending.append((frame, shade))
+            yield ~shade if geometry.inverted else shade
+
+    strength = settings.despeckle.strength
+    for answer in clock.timed("despeckle", despeckler.frames(luminances(), strength)):
+        with clock.measured("recombine"):
+            frame, before = pending.popleft()
+            after = ~answer if geometry.inverted else answer
+            mask = tissue_pixels(frame, tissue, settings.regions)
+            derived = recombine(frame, before, after, mask, tissue.tint)
+            changed = prove_untouched(frame, derived, mask)
+            counts.add(changed, mask, before, after)
+            waiting.write(derived.tobytes())
+    if counts.frames != geometry.frames:
+        raise Permanent(
+            "frame-lost",
+            f"{counts.frames} of {geometry.frames} frames came back from the network; "
+            "report it to the maintainers",
+        )
+    return counts.report(tissue.source)
+
+
+class _Counts:
+    """Sums over the frames of one object."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.frames = 0
+        self._pixels = geometry.rows * geometry.columns * geometry.frames
+        self._changed = self._tissue = self._shift = 0
+
+    def add(self, changed: Mask, mask: Mask, before: Luminance, after: Luminance) -> None:
+        """Count one frame; outside the mask `after` says nothing."""
+        self.frames += 1
+        self._changed += int(np.count_nonzero(changed))
+        self._tissue += int(np.count_nonzero(mask))
+        self._shift += int(after[changed].sum(dtype=np.int64))
+        self._shift -= int(before[changed].sum(dtype=np.int64))
+
+    def report(self, region_source: str) -> PixelReport:
+        return PixelReport(
+            frames=self.frames,
+            changed_share=self._changed / self._pixels,
+            tissue_share=self._tissue / self._pixels,
+            mean_shift=self._shift / max(self._tissue, 1),
+            region_source=region_source,
+        )
+
+
+def _read_back(waiting: BinaryIO, geometry: Geometry) -> Iterator[Frame]:
+    """The derived frames from the temporary file."""
+    shape = (geometry.rows, geometry.columns) + ((3,) if geometry.colour else ())
+    size = int(np.prod(shape))
+    waiting.seek(0)
+    for _ in range(geometry.frames):
+        yield np.frombuffer(waiting.read(size), np.uint8).reshape(shape)

@@ -1,0 +1,286 @@
+"""Which pixels may change, and which never may.
+
+PS3.3 C.8.5.5 (US Region Calibration): grey tissue pixels inside 2-D B-mode regions may change;
+regions of any other kind, colour, text and background never. Nothing here looks at more than
+one object, and everything is static over its frames except colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicom_node import insonation, tint
+from dicom_node.colour import Frame, luminance
+from dicom_node.config import RegionsSection
+from dicom_node.decode import Geometry
+from dicom_node.errors import Permanent
+from dicom_node.morphology import Mask, dilate
+
+RegionSource = Literal["ultrasound-regions", "estimated", "none"]
+
+PIXEL_POLICY: Final = "regions-1"
+"""Part of the derived identity: a new name wherever other pixels would be allowed to change."""
+_STRONG: Final = 3
+"""A pixel this many times past the grey tolerance is colour drawn on purpose, with soft edges."""
+
+
+class SpatialFormat(IntEnum):
+    """(0018,6012) *Region Spatial Format*, PS3.3 C.8.5.5.1.1."""
+
+    NONE = 0
+    TWO_D = 1
+    M_MODE = 2
+    SPECTRAL = 3
+    WAVEFORM = 4
+    GRAPHICS = 5
+
+
+class DataType(IntEnum):
+    """(0018,6014) *Region Data Type*, PS3.3 C.8.5.5.1.2, as far as the node tells them apart."""
+
+    NONE = 0
+    TISSUE = 1
+
+
+@dataclass(frozen=True)
+class Region:
+    """One item of (0018,6011), clipped to the image; bounds are half open."""
+
+    spatial_format: int
+    data_type: int
+    rows: slice
+    columns: slice
+
+    @property
+    def is_tissue(self) -> bool:
+        """Whether it is a 2-D B-mode region."""
+        return self.spatial_format == SpatialFormat.TWO_D and self.data_type == DataType.TISSUE
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it says nothing of what it holds."""
+        return self.spatial_format == SpatialFormat.NONE and self.data_type == DataType.NONE
+
+
+@dataclass(frozen=True)
+class TissueMap:
+    """The pixels of an object that may change, static over its frames."""
+
+    allowed: Mask
+    """(rows, columns), bool."""
+    source: RegionSource
+    """How the area was found."""
+    tint: NDArray[np.int16]
+    """(256, 3): what the scanner's grey map adds to each channel, by luminance."""
+
+    @cached_property
+    def box(self) -> tuple[slice, slice]:
+        """The rows and columns that hold all of the area, and a pixel about it."""
+        bounds = []
+        for axis in (1, 0):
+            lines = np.flatnonzero(self.allowed.any(axis=axis))
+            first, last = (int(lines[0]), int(lines[-1])) if len(lines) else (0, 0)
+            bounds.append(slice(max(first - 1, 0), last + 2))
+        return bounds[0], bounds[1]
+
+    @property
+    def share(self) -> float:
+        """Share of all pixels that may change, 0 to 1."""
+        return float(self.allowed.mean())
+
+
+def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
+    """(0018,6011) *Sequence of Ultrasound Regions*, clipped; broken items are left out.
+
+    Bounds in the data set are inclusive, from zero. Items that are incomplete, inverted or
+    wholly outside the image hold no pixel and are dropped.
+    """
+    regions = []
+    for item in dataset.get("SequenceOfUltrasoundRegions") or ():
+        values = [
+            item.get(keyword)
+            for keyword in (
+                "RegionSpatialFormat",
+                "RegionDataType",
+                "RegionLocationMinX0",
+                "RegionLocationMinY0",
+                "RegionLocationMaxX1",
+                "RegionLocationMaxY1",
+            )
+        ]
+        if not all(isinstance(value, int) for value in values):
+            continue
+        spatial, kind, left, top, right, bottom = values
+        left, top = max(left, 0), max(top, 0)
+        right, bottom = min(right, columns - 1), min(bottom, rows - 1)
+        if left < right and top < bottom:
+            regions.append(Region(spatial, kind, slice(top, bottom + 1), slice(left, right + 1)))
+    return regions
+
+
+def tissue_map(
+    dataset: Dataset,
+    geometry: Geometry,
+    sample_frames: Sequence[Frame],
+    policy: RegionsSection,
+) -> TissueMap:
+    """Find the pixels that may change.
+
+    Parameters
+    ----------
+    sample_frames : sequence of ndarray
+        Some of the object's frames, at least one; more tell furniture from tissue better.
+
+    Returns
+    -------
+    TissueMap
+        With nothing allowed where the object shows no tissue, or the policy is to skip.
+    """
+    regions = read_regions(dataset, geometry.rows, geometry.columns)
+    stated = [region for region in regions if not region.is_none]
+    source: RegionSource = "ultrasound-regions"
+    if not stated:
+        source = "none" if policy.without_regions == "skip" else "estimated"
+    shape = (geometry.rows, geometry.columns)
+    area = np.full(shape, source == "estimated")
+    for region in stated:
+        if region.is_tissue:
+            area[region.rows, region.columns] = True
+    for region in stated:
+        if not region.is_tissue:
+            area[region.rows, region.columns] = False
+    neutral = np.zeros((256, 3), np.int16)
+    if not area.any():
+        return TissueMap(area, source, neutral)
+    lossy = dataset.get("LossyImageCompression") == "01"
+    curve = tint.estimate(sample_frames, area) if geometry.colour else neutral
+    luminances = [_positive(luminance(frame), geometry) for frame in sample_frames]
+    coloured = np.zeros(shape, bool)
+    for frame in sample_frames:
+        coloured |= ~grey_pixels(frame, curve, policy.grey_tolerance)
+    tolerance = insonation.noise_floor(sample_frames[0], lossy=lossy)
+    background = insonation.flat(luminances, tolerance)
+    level = insonation.background_level(luminances[0], background)
+    background |= insonation.bars(luminances[0], tolerance)
+    drawn_on = np.abs(luminances[0].astype(np.int16) - level) <= tolerance
+    found = insonation.views(area & ~background & ~coloured & ~drawn_on)
+    if source == "estimated":
+        found = _unambiguous(found)
+    if not found:
+        return TissueMap(np.zeros(shape, bool), source, curve)
+    views = np.logical_or.reduce(found) & area
+    allowed = views & ~background & ~insonation.furniture(luminances)
+    outside = ~dilate(views, 2)
+    levels = insonation.overlay_levels(luminances[0], outside & ~coloured)
+    allowed &= ~insonation.strokes(luminances, levels, lossy=lossy)
+    return TissueMap(allowed, source, curve)
+
+
+def grey_pixels(frame: Frame, curve: NDArray[np.int16], tolerance: int) -> Mask:
+    """Pixels without colour of their own, a margin about strong colour left out.
+
+    Parameters
+    ----------
+    curve : ndarray, (256, 3), int16
+        The tint of the grey map; see `TissueMap.tint`.
+    tolerance : int
+        Largest spread between the channels of a grey pixel, in grey levels.
+    """
+    if frame.ndim == 2:  # noqa: PLR2004
+        return np.ones(frame.shape, bool)
+    spread = tint.spread(frame, curve)
+    strong = spread > _STRONG * max(tolerance, 1)
+    grey = spread <= tolerance
+    return grey & ~dilate(strong, 1) if strong.any() else np.asarray(grey)
+
+
+def tissue_pixels(frame: Frame, tissue: TissueMap, policy: RegionsSection) -> Mask:
+    """The pixels of one frame that may change: allowed, and grey in this frame.
+
+    Returns
+    -------
+    ndarray, (rows, columns), bool
+    """
+    mask = np.zeros(tissue.allowed.shape, bool)
+    box = tissue.box
+    mask[box] = tissue.allowed[box] & grey_pixels(frame[box], tissue.tint, policy.grey_tolerance)
+    return mask
+
+
+def recombine(
+    frame: Frame,
+    luminance_before: NDArray[np.uint8],
+    luminance_after: NDArray[np.uint8],
+    mask: Mask,
+    curve: NDArray[np.int16] | None = None,
+) -> Frame:
+    """Put a new luminance under the mask; keep the tint there and everything else.
+
+    Parameters
+    ----------
+    frame : ndarray, (rows, columns) or (rows, columns, 3), uint8
+    luminance_before, luminance_after : ndarray, (rows, columns), uint8
+        In the frame's own polarity.
+    mask : ndarray, (rows, columns), bool
+    curve : ndarray, (256, 3), int16, optional
+        `TissueMap.tint`.
+
+    Returns
+    -------
+    ndarray
+        A new frame; where the luminance is the same before and after, so is the pixel.
+    """
+    derived = frame.copy()
+    changed = mask & (luminance_before != luminance_after)
+    if frame.ndim == 2:  # noqa: PLR2004
+        derived[changed] = luminance_after[changed]
+        return derived
+    before, after = luminance_before[changed], luminance_after[changed]
+    shift = after.astype(np.int16) - before
+    colours = frame[changed].astype(np.int16) + shift[:, None]
+    if curve is not None:
+        colours += curve[after] - curve[before]
+    derived[changed] = np.clip(colours, 0, 255).astype(np.uint8)
+    return derived
+
+
+def prove_untouched(before: Frame, after: Frame, mask: Mask) -> Mask:
+    """Check that no pixel outside the mask differs; return those that do inside.
+
+    Returns
+    -------
+    ndarray, (rows, columns), bool
+
+    Raises
+    ------
+    Permanent
+        ``pixels-touched``: a fault of this program; nothing may be sent.
+    """
+    differs = before != after
+    if differs.ndim == 3:  # noqa: PLR2004
+        differs = differs[..., 0] | differs[..., 1] | differs[..., 2]
+    if (differs & ~mask).any():
+        raise Permanent(
+            "pixels-touched",
+            "pixels that may not change differ in the derived frame; report it to the maintainers",
+        )
+    return np.asarray(differs)
+
+
+def _positive(image: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    return ~image if geometry.inverted else image
+
+
+def _unambiguous(found: list[Mask]) -> list[Mask]:
+    """The largest view and those beside it; none where one lies above or below it."""
+    if any(insonation.stacked(found[0], other) for other in found[1:]):
+        return []
+    return found

@@ -1,0 +1,184 @@
+"""A data set into Explicit VR Little Endian, value for value, without reading what it says.
+
+PS3.5 7.1 and annex A. Text is never decoded: values in a character set that is unknown, wrong
+or mixed come out byte for byte. Group lengths, pixels and what only fits the pixels or the
+bytes of the source are left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from copy import deepcopy
+from typing import Final, cast
+
+import numpy as np
+from pydicom.datadict import dictionary_VR, private_dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
+from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
+
+import dicom_node.quiet  # noqa: F401 - before any value is parsed
+
+TEXT: Final = frozenset(
+    "AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split()  # noqa: SIM905
+)
+_VERBATIM: Final = TEXT | {"OB", "UN"}
+_WORD_BYTES: Final = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
+_UNDEFINED: Final = 0xFFFFFFFF
+_STRAY_GROUPS: Final = frozenset({0x0000, 0x0002, 0x7FE0, 0xFFFE})
+"""Command set, file meta, pixels, and item delimiters that a broken writer left over."""
+_LEFT_BEHIND: Final = frozenset(
+    {
+        0x00080001,  # Length to End (retired)
+        0x00280106,  # Smallest Image Pixel Value
+        0x00280107,  # Largest Image Pixel Value
+        0x00280108,  # Smallest Pixel Value in Series
+        0x00280109,  # Largest Pixel Value in Series
+        0x00280110,  # Smallest Image Pixel Value in Plane (retired)
+        0x00280111,  # Largest Image Pixel Value in Plane (retired)
+        0x00287FE0,  # Pixel Data Provider URL
+        0x00880200,  # Icon Image Sequence
+        0x4FFE0001,  # MAC Parameters Sequence
+        0xFFFAFFFA,  # Digital Signatures Sequence
+        0xFFFCFFFC,  # Data Set Trailing Padding
+    }
+)
+
+
+def transcribe(source: Dataset, keep_private: Collection[str] = ()) -> Dataset:
+    """Copy a data set for Explicit VR Little Endian.
+
+    Parameters
+    ----------
+    source : pydicom.Dataset
+        As read from a file of any transfer syntax; not changed.
+    keep_private : collection of str
+        Private creators whose elements are copied too, at any depth.
+
+    Returns
+    -------
+    pydicom.Dataset
+        Without group lengths, pixels, icon, signatures and other private elements.
+    """
+    return _copy(source, frozenset(keep_private), [])
+
+
+def _copy(source: Dataset, creators: frozenset[str], ancestors: list[Dataset]) -> Dataset:
+    copy = Dataset()
+    for tag in sorted(source.keys()):
+        if _stays_behind(source, tag, creators):
+            continue
+        element = item_of(source, tag)
+        vr = _vr(source, tag, element)
+        little_endian = True
+        if isinstance(element, RawDataElement):
+            little_endian = element.is_little_endian
+            if (vr in _VERBATIM or vr in _WORD_BYTES) and element.length != _UNDEFINED:
+                value = element.value or b""
+                swap = vr in _WORD_BYTES and not little_endian
+                copy[tag] = raw(tag, vr, _swapped(value, _WORD_BYTES[vr]) if swap else value)
+                continue
+        copy.add(_parsed(source, tag, creators, ancestors, little_endian=little_endian))
+    return copy
+
+
+def _parsed(
+    source: Dataset,
+    tag: BaseTag,
+    creators: frozenset[str],
+    ancestors: list[Dataset],
+    *,
+    little_endian: bool,
+) -> DataElement:
+    """A copy of an element that has to be understood: a sequence, or numbers."""
+    element: DataElement = source[tag]
+    if element.VR == "SQ":
+        items = [_copy(item, creators, [source, *ancestors]) for item in element.value]
+        return DataElement(tag, "SQ", Sequence(items))
+    copy = deepcopy(element)
+    if " or " in copy.VR:
+        corrected = correct_ambiguous_vr_element(copy, source, little_endian, ancestors)
+        return cast("DataElement", corrected)
+    return copy
+
+
+def item_of(dataset: Dataset, tag: BaseTag) -> DataElement | RawDataElement:
+    """An element as it stands in the data set, parsed or not; pydicom's types say parsed."""
+    return cast("DataElement | RawDataElement", dataset.get_item(tag))
+
+
+def raw(tag: BaseTag, vr: str, value: bytes) -> RawDataElement:
+    """An element whose value is written as it is, padded as PS3.5 6.2 has it."""
+    if vr in TEXT and vr != "UI" and value.endswith(b"\0"):
+        value = value.rstrip(b"\0")
+    if len(value) % 2:
+        value += b"\0" if vr in {"UI", "OB", "UN"} else b" "
+    return RawDataElement(tag, vr, len(value), value, 0, False, True)
+
+
+def raw_value(dataset: Dataset, tag: BaseTag) -> bytes:
+    """The bytes of a text element of a transcribed data set, without padding; empty if absent."""
+    element = dataset.get_item(tag) if tag in dataset else None
+    value = element.value if element is not None else None
+    if isinstance(value, bytes):
+        return value.rstrip(b" \0")
+    return b"" if value is None else str(value).encode("ascii", "replace")
+
+
+def serialise(dataset: Dataset, character_sets: str | list[str] | None = None) -> bytes:
+    """A transcribed data set in Explicit VR Little Endian, without any pixels.
+
+    Parameters
+    ----------
+    character_sets : str or list of str, optional
+        (0008,0005) *Specific Character Set* that holds where the data set has none.
+    """
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    character_sets = dataset.get("SpecificCharacterSet") or character_sets
+    for tag in sorted(dataset.keys()):
+        element = item_of(dataset, tag)
+        if isinstance(element, DataElement) and element.VR == "SQ":
+            bodies = [serialise(item, character_sets) for item in element.value]
+            content = b"".join(
+                b"\xfe\xff\x00\xe0" + len(body).to_bytes(4, "little") + body for body in bodies
+            )
+            element = raw(tag, "SQ", content)
+        write_data_element(buffer, element, character_sets)
+    return buffer.getvalue()
+
+
+def _stays_behind(source: Dataset, tag: BaseTag, creators: frozenset[str]) -> bool:
+    if tag.element == 0 or tag.group in _STRAY_GROUPS or int(tag) in _LEFT_BEHIND:
+        return True
+    if not tag.is_private:
+        return False
+    if tag.is_private_creator:
+        creator = source.get(tag)
+    else:
+        creator = source.get(BaseTag((tag.group << 16) | (tag.element >> 8)))
+    return str(getattr(creator, "value", "")).strip() not in creators
+
+
+def _vr(source: Dataset, tag: BaseTag, element: DataElement | RawDataElement) -> str:
+    """The value representation, looked up where the file does not say, PS3.5 6.2.2."""
+    if element.VR is not None:
+        return str(element.VR)
+    try:
+        if not tag.is_private:
+            return dictionary_VR(tag)
+        if tag.is_private_creator:
+            return "LO"
+        creator = source.get(BaseTag((tag.group << 16) | (tag.element >> 8)))
+        return private_dictionary_VR(tag, str(getattr(creator, "value", "")))
+    except KeyError:
+        pass
+    return "UN"
+
+
+def _swapped(value: bytes, size: int) -> bytes:
+    whole = len(value) // size * size
+    return np.frombuffer(value[:whole], f"u{size}").byteswap().tobytes() + value[whole:]
