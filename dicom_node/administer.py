@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,22 +57,21 @@ def _findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _state_directory(settings: Settings) -> Finding:
+    """Look without creating anything: this may run as another user than the node."""
     folder, key = settings.node.state_directory, "node.state_directory"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        free = shutil.disk_usage(folder).free / _MB
-    except OSError as error:
-        text = f"'{folder}': {error.strerror}; create it for this user, or name another"
+    there = _nearest(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        text = f"'{folder}': this user may not write there; create it for the node's user"
         return Finding("error", key, text)
+    free = _free_mb(there)
     if free < settings.receive.min_free_mb:
         text = (
             f"'{folder}' has {free:.0f} MB free, less than receive.min_free_mb = "
             f"{settings.receive.min_free_mb}; nothing will be received until some is freed"
         )
         return Finding("error", key, text)
-    return Finding("ok", key, f"'{folder}' is writable, {free:.0f} MB free")
+    state = "is writable" if there == folder else "will be created"
+    return Finding("ok", key, f"'{folder}' {state}, {free:.0f} MB free")
 
 
 def _port(settings: Settings) -> Finding:
@@ -97,6 +94,14 @@ def _port(settings: Settings) -> Finding:
 
 
 def _ledger(settings: Settings) -> Finding:
+    if settings.ledger_url.startswith("sqlite:///"):
+        path = Path(settings.ledger_url.removeprefix("sqlite:///"))
+        if not path.exists():
+            return Finding("ok", "ledger.url", f"'{path}' will be created")
+        if not os.access(path, os.W_OK):
+            text = f"'{path}': this user may not write it; run as the node's user"
+            return Finding("error", "ledger.url", text)
+
     def opened() -> None:
         Ledger(settings.ledger_url).close()
 
@@ -221,10 +226,16 @@ def _deliveries(console: Console, deliveries: dict[str, dict[DeliveryState, int]
     console.print(table)
 
 
-def _free_mb(folder: Path) -> float:
+def _nearest(folder: Path) -> Path:
+    """The folder, or the closest one above it that exists."""
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
-    figures = os.statvfs(folder)
+    return folder
+
+
+def _free_mb(folder: Path) -> float:
+    figures = os.statvfs(_nearest(folder))
     return figures.f_bavail * figures.f_frsize / _MB
 
 

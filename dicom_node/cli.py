@@ -118,7 +118,9 @@ def demo(
 
 @app.command("process")
 def process_files(
-    inputs: Annotated[list[Path], typer.Argument(help="DICOM files or folders of them.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(exists=True, help="DICOM files or folders of them.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     strength: Annotated[
         float | None,
@@ -128,10 +130,15 @@ def process_files(
 ) -> None:
     """Derive despeckled objects from files, without a network."""
     from dicom_node import log, offline
+    from dicom_node.despeckle import Despeckler
 
     _, settings = _settings(config)
     log.configure(settings.log.model_copy(update={"level": "error", "format": "console"}))
-    raise typer.Exit(offline.process(inputs, output, settings, strength))
+    if strength is not None:
+        chosen = settings.despeckle.model_copy(update={"strength": strength})
+        settings = settings.model_copy(update={"despeckle": chosen})
+    despeckler = Despeckler.load(settings.despeckle)
+    raise typer.Exit(offline.process(inputs, output, despeckler, settings))
 
 
 @app.command("check-config")

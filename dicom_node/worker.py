@@ -26,7 +26,7 @@ from dicom_node.deliver import Deliverer
 from dicom_node.edge import guarded
 from dicom_node.errors import NodeError, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
-from dicom_node.pipeline import Despeckler, derive_instance
+from dicom_node.pipeline import Despeckler, Luminance, derive_instance
 from dicom_node.records import Instance
 from dicom_node.schedule import Schedule, sweeps
 from dicom_node.spool import Spool
@@ -178,15 +178,16 @@ class Worker:
             self._despeckler,
             self._settings,
             lambda relative, chunks: self._spool.write(chunks, relative),
+            work_directory=self._spool.incoming,
         )
         self._ledger.finish_derive(
             instance.id,
             owner,
             derived.identity,
             derived.path,
-            list(self._settings.destinations),
-            derived.sop_class_uid,
-            derived.timings,
+            destinations=list(self._settings.destinations),
+            sop_class_uid=derived.sop_class_uid,
+            timings=derived.timings,
         )
         _log.info(
             "derive-finished",
@@ -284,7 +285,7 @@ class _Interruptible:
         """See `Despeckler`."""
         return self._despeckler.fingerprint(strength)
 
-    def frames(self, luminances: Iterable[Frame], strength: float) -> Iterator[Frame]:
+    def frames(self, luminances: Iterable[Luminance], strength: float) -> Iterator[Luminance]:
         """See `Despeckler`.
 
         Raises
