@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, dcmread, uid
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 
 import dicom_node.quiet  # noqa: F401 - before any file is read
@@ -27,6 +27,7 @@ from dicom_node import codecs, pixelfile
 from dicom_node.colour import Frame, Palette, expand_422, read_palette, ybr_to_rgb
 from dicom_node.errors import Permanent, Refused
 from dicom_node.identity import is_own_output, is_valid_uid
+from dicom_node.transcribe import MALFORMED
 
 US_IMAGE: Final = uid.UltrasoundImageStorage
 US_MULTI_FRAME: Final = uid.UltrasoundMultiFrameImageStorage
@@ -37,21 +38,6 @@ CURRENT_CLASS: Final[dict[str, uid.UID]] = {
     "1.2.840.10008.5.1.4.1.1.3": US_MULTI_FRAME,
 }
 """The SOP classes that the node processes, and the current class of each retired one."""
-
-READ_ERRORS: Final = (
-    AttributeError,
-    BytesLengthException,
-    EOFError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-"""What pydicom raises on malformed data sets."""
 
 _CONTRIBUTING_EQUIPMENT: Final = Tag(0x0018, 0xA001)
 _MAX_PIXELS: Final = 64_000_000
@@ -303,7 +289,7 @@ def open_instance(path: Path) -> Decoder:
                 source, implicit=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
             )
             return Decoder(path, dataset, unpacked, element)
-        except READ_ERRORS as error:
+        except MALFORMED as error:
             raise _unreadable(error) from error
 
 
@@ -322,7 +308,7 @@ def _read(file: BinaryIO) -> FileDataset:
         dataset = dcmread(file, stop_before_pixels=True, defer_size=_DEFER)
     except InvalidDicomError as error:
         raise Refused("not-dicom", "the file has no DICOM header (PS3.10 7.1)") from error
-    except READ_ERRORS as error:
+    except MALFORMED as error:
         raise _unreadable(error) from error
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not is_valid_uid(syntax):

@@ -23,6 +23,7 @@ from dicom_node.config import RegionsSection
 from dicom_node.decode import Geometry
 from dicom_node.errors import Permanent
 from dicom_node.morphology import Mask, dilate
+from dicom_node.transcribe import MALFORMED
 
 RegionSource = Literal["ultrasound-regions", "estimated", "none"]
 
@@ -30,6 +31,16 @@ PIXEL_POLICY: Final = "regions-1"
 """Part of the derived identity: a new name wherever other pixels would be allowed to change."""
 _STRONG: Final = 3
 """A pixel this many times past the grey tolerance is colour drawn on purpose, with soft edges."""
+
+
+_REGION_KEYWORDS: Final = (
+    "RegionSpatialFormat",
+    "RegionDataType",
+    "RegionLocationMinX0",
+    "RegionLocationMinY0",
+    "RegionLocationMaxX1",
+    "RegionLocationMaxY1",
+)
 
 
 class SpatialFormat(IntEnum):
@@ -104,18 +115,15 @@ def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
     wholly outside the image hold no pixel and are dropped.
     """
     regions = []
-    for item in dataset.get("SequenceOfUltrasoundRegions") or ():
-        values = [
-            item.get(keyword)
-            for keyword in (
-                "RegionSpatialFormat",
-                "RegionDataType",
-                "RegionLocationMinX0",
-                "RegionLocationMinY0",
-                "RegionLocationMaxX1",
-                "RegionLocationMaxY1",
-            )
-        ]
+    try:
+        items = list(dataset.get("SequenceOfUltrasoundRegions") or ())
+    except MALFORMED:
+        items = []
+    for item in items:
+        try:
+            values = [item.get(keyword) for keyword in _REGION_KEYWORDS]
+        except MALFORMED:
+            continue
         if not all(isinstance(value, int) for value in values):
             continue
         spatial, kind, left, top, right, bottom = values

@@ -7,6 +7,7 @@ bytes of the source are left behind.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection
 from copy import deepcopy
 from typing import Final, cast
@@ -27,6 +28,19 @@ TEXT: Final = frozenset(
 )
 _VERBATIM: Final = TEXT | {"OB", "UN"}
 _WORD_BYTES: Final = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
+MALFORMED: Final = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What pydicom raises on malformed values."""
 _UNDEFINED: Final = 0xFFFFFFFF
 _STRAY_GROUPS: Final = frozenset({0x0000, 0x0002, 0x7FE0, 0xFFFE})
 """Command set, file meta, pixels, and item delimiters that a broken writer left over."""
@@ -81,7 +95,13 @@ def _copy(source: Dataset, creators: frozenset[str], ancestors: list[Dataset]) -
                 swap = vr in _WORD_BYTES and not little_endian
                 copy[tag] = raw(tag, vr, _swapped(value, _WORD_BYTES[vr]) if swap else value)
                 continue
-        copy.add(_parsed(source, tag, creators, ancestors, little_endian=little_endian))
+        try:
+            copy.add(_parsed(source, tag, creators, ancestors, little_endian=little_endian))
+        except MALFORMED:
+            # No number in there: as it came, or not at all where the bytes would need swapping.
+            value = getattr(element, "value", None)
+            if isinstance(value, bytes) and little_endian and len(vr) == 2:  # noqa: PLR2004
+                copy[tag] = raw(tag, vr, value)
     return copy
 
 

@@ -1,0 +1,50 @@
+"""Fixtures for all tests: the real samples, settings, a despeckler without a network."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from pydicom.examples import get_path
+
+from dicom_node.config import Settings
+from tests.builders import MedianDespeckler
+
+SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "dicom"
+EXAMPLES = ("ybr_color", "rgb_color", "palette_color", "jpeg2k")
+
+
+def sample_names() -> list[str]:
+    """Names of the real objects, for parametrised tests; one that skips where there are none."""
+    index = SAMPLES / "index.csv"
+    if not index.is_file():
+        return ["absent"]
+    with index.open(newline="", encoding="utf-8") as file:
+        return [row["file"] for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def samples() -> Path:
+    """The folder of real ultrasound objects, beside the project."""
+    if not (SAMPLES / "index.csv").is_file():
+        pytest.skip("the folder ../shared/dicom with real ultrasound is absent")
+    return SAMPLES
+
+
+@pytest.fixture
+def examples() -> dict[str, Path]:
+    """pydicom's own ultrasound, by name."""
+    return {name: Path(get_path(name)) for name in EXAMPLES}
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """The defaults."""
+    return Settings()
+
+
+@pytest.fixture
+def despeckler() -> MedianDespeckler:
+    """Takes speckle out without a network."""
+    return MedianDespeckler()
