@@ -93,6 +93,9 @@ def tune(
 ) -> dict[str, Any]:
     """Parameters with the highest mean PSNR over scenes that are not used for judging.
 
+    From the middle of the grid, one parameter after the other takes its best value, until none
+    moves any more.
+
     Parameters
     ----------
     baseline : Baseline
@@ -100,7 +103,7 @@ def tune(
     scenes : sequence of TuningScene
         At least one, from a seed of their own.
     tried : callable
-        Called after each combination, for a progress bar.
+        Called after each combination that was run, for a progress bar.
 
     Returns
     -------
@@ -109,16 +112,25 @@ def tune(
     """
     if not scenes:
         raise ValueError("tuning needs at least one scene")
-    best: dict[str, Any] = {}
-    highest = -np.inf
-    for parameters in baseline.settings():
-        method = baseline.method(parameters)
-        reached = float(
-            np.mean([psnr(method(scene.noisy), scene.target, data_range=255.0) for scene in scenes])
-        )
-        if reached > highest:
-            best, highest = parameters, reached
-        tried()
+    scores: dict[tuple[Any, ...], float] = {}
+
+    def score(parameters: Parameters) -> float:
+        key = tuple(parameters.values())
+        if key not in scores:
+            method = baseline.method(parameters)
+            reached = [psnr(method(s.noisy), s.target, data_range=GREY_LEVELS) for s in scenes]
+            scores[key] = float(np.mean(reached))
+            tried()
+        return scores[key]
+
+    best = {name: values[len(values) // 2] for name, values in baseline.grid.items()}
+    moved = True
+    while moved:
+        before = dict(best)
+        for name, values in baseline.grid.items():
+            candidates = [{**best, name: value} for value in values]
+            best = max(candidates, key=score)
+        moved = best != before
     return best
 
 
@@ -307,53 +319,78 @@ def wavelet(grey: Array, *, noise_std: float, levels: int, wavelet_name: str = "
 
 
 BASELINES: tuple[Baseline, ...] = (
-    Baseline("median", "SciPy", median, {"size_px": (5, 7, 9, 13)}),
+    Baseline("median", "SciPy", median, {"size_px": (5, 7, 9, 13, 17, 23)}),
     Baseline(
-        "Lee", "Lee 1980", lee, {"size_px": (5, 7, 9, 13), "noise_std": (15.0, 20.0, 25.0, 32.0)}
+        "Lee",
+        "Lee 1980",
+        lee,
+        {"size_px": (5, 7, 9, 13, 17, 23), "noise_std": (12.0, 17.0, 24.0, 34.0, 48.0)},
     ),
     Baseline(
         "Frost",
         "Frost et al. 1982",
         frost,
-        {"size_px": (7, 11), "damping": (0.5, 2.0, 6.0, 15.0), "domain": (DISPLAY, AMPLITUDE)},
+        {
+            "size_px": (7, 11, 15, 21),
+            "damping": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+            "domain": (DISPLAY, AMPLITUDE),
+        },
     ),
     Baseline(
         "SRAD",
         "Yu and Acton 2002",
         srad,
         {
-            "iterations": (30, 80, 200),
-            "step": (0.2,),
-            "decay": (0.02, 0.1),
+            "iterations": (30, 80, 200, 400),
+            "step": (0.2, 0.5),
+            "decay": (0.005, 0.02, 0.1),
             "domain": (DISPLAY, AMPLITUDE),
         },
     ),
     Baseline(
-        "TV", "Chambolle 2004, scikit-image", total_variation, {"weight": (0.15, 0.25, 0.4, 0.6)}
+        "TV",
+        "Chambolle 2004, scikit-image",
+        total_variation,
+        {"weight": (0.15, 0.2, 0.27, 0.36, 0.48, 0.65, 0.9)},
     ),
     Baseline(
         "wavelet",
         "BayesShrink, scikit-image",
         wavelet,
-        {"noise_std": (20.0, 30.0, 45.0, 70.0), "levels": (3, 4), "wavelet_name": ("db4",)},
+        {
+            "noise_std": (20.0, 30.0, 45.0, 70.0, 100.0),
+            "levels": (3, 4, 5),
+            "wavelet_name": ("db4", "sym8", "bior4.4"),
+        },
     ),
     Baseline(
         "NLM",
         "Buades et al. 2005, scikit-image",
         non_local_means,
-        {"strength": (14.0, 20.0, 28.0, 36.0), "patch_px": (5, 7), "reach_px": (9, 13)},
+        {
+            "strength": (14.0, 18.0, 23.0, 30.0, 38.0),
+            "patch_px": (3, 5, 7, 9),
+            "reach_px": (7, 11, 15, 19),
+        },
     ),
     Baseline(
         "OBNLM",
         "Coupé et al. 2009",
         obnlm,
-        {"strength": (0.5, 0.8, 1.2, 1.8), "patch_px": (5, 7), "reach_px": (7,)},
+        {
+            "strength": (0.5, 0.8, 1.2, 1.8, 2.6, 3.6),
+            "patch_px": (3, 5, 7, 9),
+            "reach_px": (6, 9),
+        },
     ),
     Baseline(
         "BM3D",
         "Dabov et al. 2007, Mäkinen et al. 2020, bm3d package",
         bm3d_log,
-        {"noise_std": (20.0, 28.0, 40.0), "correlation_px": (0.0, 1.0, 2.0)},
+        {
+            "noise_std": (14.0, 20.0, 28.0, 40.0, 56.0),
+            "correlation_px": (0.0, 0.7, 1.0, 1.4, 2.0),
+        },
         needs="bm3d",
     ),
 )
@@ -389,8 +426,12 @@ def _shifted_pairs(
 
 
 def _speckle_scale(image: Array, size_px: int = 15) -> float:
+    """Coefficient of variation of the most even patches that are lit and not flat."""
     mean, variance = _local_moments(image, min(size_px, *image.shape))
-    return float(max(np.quantile(np.sqrt(variance) / np.maximum(mean, 1e-6), 0.25), 1e-3))
+    lit = (mean > 0.1 * mean.max()) & (variance > 1e-6 * mean**2)
+    if not lit.any():
+        return 1e-3
+    return float(np.quantile(np.sqrt(variance[lit]) / mean[lit], 0.25))
 
 
 _NEPERS_PER_GREY = 60.0 / GREY_LEVELS * np.log(10.0) / 20.0

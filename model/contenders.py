@@ -104,6 +104,7 @@ def classical(
     scenes: int,
     cache: Path,
     tried: Callable[[str], object] = lambda _: None,
+    tuned: Callable[[str], object] = lambda _: None,
 ) -> list[Contender]:
     """Baselines at the parameters with the highest PSNR on tuning scenes.
 
@@ -118,6 +119,8 @@ def classical(
         grid, seed and number of scenes are the same.
     tried : callable
         Called with a baseline's name after each combination.
+    tuned : callable
+        Called with a baseline's name once its parameters are known.
     """
     kept = _read(cache)
     tuning: list[Scene] = []
@@ -127,22 +130,16 @@ def classical(
         entry = kept.get(baseline.name, {})
         if entry.get("question") == question:
             parameters = entry["parameters"]
-            for _ in baseline.settings():
-                tried(baseline.name)
         else:
             tuning = tuning or validation_set(scenes, TUNING_SEED)
             parameters = tune(baseline, tuning, tried=partial(tried, baseline.name))
             kept[baseline.name] = {"question": question, "parameters": parameters}
             cache.parent.mkdir(parents=True, exist_ok=True)
             cache.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        tuned(baseline.name)
         text = ", ".join(f"{key} {value}" for key, value in parameters.items())
         found.append(Contender(baseline.name, baseline.method(parameters), text, baseline.source))
     return found
-
-
-def combinations(baselines: Sequence[Baseline]) -> int:
-    """How often `classical` will call `tried`."""
-    return sum(1 for baseline in baselines for _ in baseline.settings())
 
 
 def _plain(baseline: Baseline) -> dict[str, list[object]]:

@@ -7,6 +7,7 @@ machine, date, versions, seeds and settings that made it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,6 @@ from model.contenders import (
     Contender,
     chosen_baselines,
     classical,
-    combinations,
     noisy,
     students,
 )
@@ -181,16 +181,20 @@ def evaluate(protocol: str, settings: Settings, progress: Progress) -> Outcome:
         baselines = chosen_baselines(settings.methods)
     except ValueError as error:
         raise EvaluationError(str(error)) from error
-    task = progress.add_task("tuning", total=combinations(baselines))
+    task = progress.add_task("tuning", total=len(baselines))
+    trials: Counter[str] = Counter()
 
     def tried(name: str) -> None:
-        progress.update(task, advance=1, description=f"tuning {name}")
+        trials[name] += 1
+        progress.update(task, description=f"tuning {name}, {trials[name]} tried")
 
     tuned = classical(
         baselines,
         scenes=settings.tuning_scenes,
         cache=settings.output / TUNED_FILE,
         tried=tried,
+        tuned=lambda _: progress.advance(task),
     )
+    progress.update(task, description="tuned")
     run = Run(settings, [noisy(), *tuned, *trained], progress)
     return PROTOCOLS[protocol](run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,9 +63,9 @@ class Table:
                 cells.append(f"**{text}**" if bold else text)
             lines.append("| " + " | ".join(cells) + " |")
         known = [COLUMNS[key] for key in self.columns if key in COLUMNS]
-        legend = "; ".join(f"{column.label}: {column.note}" for column in known)
-        notes = [*([f"{legend}."] if legend else []), *self.notes]
-        return "\n".join([*lines, "", *(f"{note}\n" for note in notes)]) + "\n"
+        legend = [f"- {column.label}: {column.note}" for column in known]
+        notes = [f"{note}\n" for note in self.notes]
+        return "\n".join([*lines, "", *legend, *([""] if legend else []), *notes]) + "\n"
 
     def _ranked(self, row: Mapping[str, Value]) -> bool:
         return row.get(self.columns[0]) not in self.unranked
@@ -86,7 +87,7 @@ class Table:
 
 
 def write(folder: Path, name: str, tables: Sequence[Table], head: str) -> list[Path]:
-    """Write ``name.md`` with all tables and one CSV file a table.
+    """Write ``name.md`` with all tables and a CSV file a table, named after its title.
 
     Returns
     -------
@@ -98,8 +99,9 @@ def write(folder: Path, name: str, tables: Sequence[Table], head: str) -> list[P
     body = "\n".join(table.markdown() for table in tables)
     document.write_text(f"{head}\n{body}", encoding="utf-8")
     written = [document]
-    for index, table in enumerate(tables):
-        path = folder / (f"{name}.csv" if index == 0 else f"{name}-{index + 1}.csv")
+    for table in tables:
+        words = re.findall(r"[a-z0-9]+", table.title.lower())
+        path = folder / f"{name}-{'-'.join(words)}.csv"
         write_csv(path, table.columns, table.rows)
         written.append(path)
     return written

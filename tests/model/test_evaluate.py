@@ -202,7 +202,7 @@ def test_physics_writes_tables_figures_and_pictures(tmp_path, few_scenes):
     text = written[0].read_text()
     for word in ("| noisy |", "| smooth |", "| reference |", "sigma 1.5", "seed 5", "gCNR"):
         assert word in text
-    with (tmp_path / "physics.csv").open() as file:
+    with (tmp_path / "physics-fidelity.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert float(rows["noisy"]["gain"]) == pytest.approx(0)
     assert float(rows["smooth"]["gain"]) > 3
@@ -328,7 +328,7 @@ def test_cost_table_holds_networks_in_every_precision(tmp_path, few_scenes, monk
         contestants, output=tmp_path, described={}, advance=lambda: turns.append(1)
     )
     assert len(turns) == evaluate_cost.turns(contestants)
-    with (tmp_path / "cost.csv").open() as file:
+    with (tmp_path / "cost-all-methods.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len([row for row in rows if row["method"] == "student"]) == len(cost.PRECISIONS)
     assert [row["method"] for row in rows if row["precision"] == "float64"] == ["smooth"]
