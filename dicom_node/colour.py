@@ -32,8 +32,8 @@ def _fixed(factor: float) -> int:
 # libjpeg's own tables (jdcolor.c), so that JPEG and native YBR_FULL come out alike.
 _RED_OF_CR: Final = ((_fixed(1.402) * _CHROMA + _HALF) >> _SHIFT).astype(np.int16)
 _BLUE_OF_CB: Final = ((_fixed(1.772) * _CHROMA + _HALF) >> _SHIFT).astype(np.int16)
-_GREEN_OF_CR: Final = -_fixed(0.714136286) * _CHROMA
-_GREEN_OF_CB: Final = -_fixed(0.344136286) * _CHROMA + _HALF
+_GREEN_OF_CR: Final = -_fixed(0.71414) * _CHROMA
+_GREEN_OF_CB: Final = -_fixed(0.34414) * _CHROMA + _HALF
 
 _LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = np.uint16(77), np.uint16(150), np.uint16(29)
 """Rec. 601 weights in 256ths; their sum is 256, so that a grey pixel keeps its value."""
@@ -178,7 +178,9 @@ def _channel(dataset: Dataset, colour: str, *, little_endian: bool) -> NDArray[n
                 f"segmented {colour} palette is broken, (0028,1221)-(0028,1223)"
             ) from error
     if len(table) < entries:
-        raise _unusable(f"{colour} palette holds {len(table)} of {entries} entries")
+        raise _unusable(
+            f"the {colour} palette, (0028,1201)-(0028,1223), holds {len(table)} of {entries} entries"
+        )
     return table[:entries]
 
 

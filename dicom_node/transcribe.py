@@ -99,9 +99,9 @@ def _copy(source: Dataset, creators: frozenset[str], ancestors: list[Dataset]) -
             copy.add(_parsed(source, tag, creators, ancestors, little_endian=little_endian))
         except MALFORMED:
             # No number in there: as it came, or not at all where the bytes would need swapping.
-            value = getattr(element, "value", None)
-            if isinstance(value, bytes) and little_endian and len(vr) == 2:  # noqa: PLR2004
-                copy[tag] = raw(tag, vr, value)
+            stored = getattr(element, "value", None)
+            if isinstance(stored, bytes) and little_endian and len(vr) == 2:  # noqa: PLR2004
+                copy[tag] = raw(tag, vr, stored)
     return copy
 
 

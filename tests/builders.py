@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import uid
+from pydicom import dcmwrite, uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders.base import get_encoder
@@ -41,7 +41,7 @@ def speckle(frames: int, rows: int, columns: int, seed: int = 0) -> Pixels:
 
 
 def region(
-    left: int, top: int, right: int, bottom: int, spatial_format: int = 1, data_type: int = 1
+    left: int, top: int, right: int, bottom: int, *, spatial_format: int = 1, data_type: int = 1
 ) -> Dataset:
     """An item of (0018,6011) *Sequence of Ultrasound Regions*; bounds are inclusive."""
     item = Dataset()
@@ -130,14 +130,17 @@ def write_us_instance(path: Path, **options: Any) -> Path:
     return save(make_us_instance(**options), path)
 
 
-def save(ds: FileDataset, path: Path) -> Path:
+def save(ds: FileDataset, path: Any) -> Any:
     """Write a data set in the encoding of its own transfer syntax."""
     syntax = uid.UID(ds.file_meta.TransferSyntaxUID)
     for keyword in ("SOPClassUID", "SOPInstanceUID"):
         if keyword in ds:
             setattr(ds.file_meta, f"MediaStorage{keyword}", ds[keyword].value)
-    ds.save_as(
+    for tag in list(ds.keys()):
+        ds[tag]  # parse: raw elements would keep the byte order that they were read in
+    dcmwrite(
         path,
+        ds,
         implicit_vr=syntax.is_implicit_VR,
         little_endian=syntax.is_little_endian,
         enforce_file_format=True,
@@ -148,7 +151,7 @@ def save(ds: FileDataset, path: Path) -> Path:
 def as_bytes(ds: FileDataset) -> bytes:
     """The file that `save` would write."""
     buffer = BytesIO()
-    save(ds, buffer)  # type: ignore[arg-type]
+    save(ds, buffer)
     return buffer.getvalue()
 
 
