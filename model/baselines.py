@@ -306,12 +306,15 @@ def wavelet(grey: Array, *, noise_std: float, levels: int, wavelet_name: str = "
     ----------
     Chang, Yu, Vetterli, IEEE Trans. Image Process. 9(9), 2000.
     """
+    import pywt  # noqa: PLC0415 an optional part of scikit-image
+
+    deepest = pywt.dwt_max_level(min(grey.shape), pywt.Wavelet(wavelet_name).dec_len)
     result = denoise_wavelet(
         grey / GREY_LEVELS,
         sigma=noise_std / GREY_LEVELS,
         wavelet=wavelet_name,
         mode="soft",
-        wavelet_levels=levels,
+        wavelet_levels=max(1, min(levels, deepest)),
         method="BayesShrink",
         rescale_sigma=False,
     )
@@ -360,8 +363,9 @@ BASELINES: tuple[Baseline, ...] = (
         {
             "noise_std": (20.0, 30.0, 45.0, 70.0, 100.0),
             "levels": (3, 4, 5),
-            "wavelet_name": ("db4", "sym8", "bior4.4"),
+            "wavelet_name": ("db4", "sym8", "coif3"),
         },
+        needs="pywt",
     ),
     Baseline(
         "NLM",
