@@ -16,6 +16,7 @@ import numpy as np
 from pydicom.datadict import dictionary_VR, private_dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
 from pydicom.sequence import Sequence
@@ -30,6 +31,7 @@ _VERBATIM: Final = TEXT | {"OB", "UN"}
 _WORD_BYTES: Final = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 MALFORMED: Final = (
     AttributeError,
+    BytesLengthException,
     EOFError,
     IndexError,
     KeyError,

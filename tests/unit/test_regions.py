@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from dicom_node.config import RegionsSection
+from dicom_node.decode import Geometry
+from dicom_node.errors import Permanent
+from dicom_node.regions import (
+    prove_untouched,
+    read_regions,
+    recombine,
+    tissue_map,
+    tissue_pixels,
+)
+from tests.builders import region, speckle
+
+ROWS, COLUMNS = 240, 320
+POLICY = RegionsSection()
+
+
+def display(frames: int = 1) -> np.ndarray:
+    """A black display with a sector-like area of speckle: rows 40-200, columns 60-260."""
+    image = np.zeros((frames, ROWS, COLUMNS), np.uint8)
+    image[:, 40:200, 60:260] = speckle(frames, 160, 200)
+    return image
+
+
+def mapped(
+    frames: np.ndarray, regions: list[Dataset] | None = None, policy: RegionsSection = POLICY, **attributes: Any
+) -> Any:
+    ds = Dataset()
+    if regions is not None:
+        ds.SequenceOfUltrasoundRegions = regions
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    geometry = Geometry(len(frames), ROWS, COLUMNS, colour=frames.ndim == 4)
+    return tissue_map(ds, geometry, list(frames), policy)
+
+
+def rgb(frames: np.ndarray) -> np.ndarray:
+    return np.repeat(frames[..., None], 3, axis=-1)
+
+
+WHOLE = [region(0, 0, COLUMNS - 1, ROWS - 1)]
+
+
+# Reading the regions
+
+
+def test_bounds_are_inclusive_and_clipped_to_the_image() -> None:
+    ds = Dataset()
+    ds.SequenceOfUltrasoundRegions = [region(10, 20, COLUMNS, ROWS + 50)]
+    (only,) = read_regions(ds, ROWS, COLUMNS)
+    assert (only.rows, only.columns) == (slice(20, ROWS), slice(10, COLUMNS))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        region(50, 10, 40, 90),
+        region(0, 0, 0, 0),
+        region(COLUMNS + 5, 0, COLUMNS + 90, 90),
+        Dataset(),
+    ],
+)
+def test_broken_regions_are_dropped(broken: Dataset) -> None:
+    ds = Dataset()
+    ds.SequenceOfUltrasoundRegions = [broken]
+    assert read_regions(ds, ROWS, COLUMNS) == []
+
+
+# Where pixels may change
+
+
+def test_only_the_region_may_change() -> None:
+    found = mapped(display(), [region(100, 60, 200, 150)])
+    assert found.source == "ultrasound-regions"
+    assert found.allowed[70:140, 110:190].all()
+    inside = np.zeros((ROWS, COLUMNS), bool)
+    inside[60:151, 100:201] = True
+    assert not found.allowed[~inside].any()
+
+
+@pytest.mark.parametrize(("spatial_format", "data_type"), [(1, 2), (2, 1), (3, 3), (4, 10), (0, 13), (5, 0)])
+def test_regions_of_other_kinds_are_taken_out(spatial_format: int, data_type: int) -> None:
+    other = region(120, 80, 180, 120, spatial_format=spatial_format, data_type=data_type)
+    found = mapped(display(), [other, *WHOLE])
+    assert not found.allowed[80:121, 120:181].any()
+    assert found.allowed[130:190, 120:181].all()
+
+
+def test_region_that_says_nothing_is_ignored() -> None:
+    nothing = region(60, 40, 259, 199, spatial_format=0, data_type=0)
+    assert mapped(display(), [nothing, *WHOLE]).allowed[60:180, 80:240].all()
+
+
+def test_display_of_other_kinds_only_has_no_tissue() -> None:
+    found = mapped(display(), [region(60, 40, 259, 199, spatial_format=3, data_type=3)])
+    assert (found.source, found.share) == ("ultrasound-regions", 0)
+
+
+def test_without_regions_the_area_is_estimated() -> None:
+    found = mapped(display())
+    truth = display()[0] > 0
+    assert found.source == "estimated"
+    assert (found.allowed & truth).sum() > 0.95 * truth.sum()
+    assert (found.allowed & ~truth).sum() < 0.01 * truth.sum()
+
+
+def test_without_regions_the_policy_may_be_to_skip() -> None:
+    found = mapped(display(), policy=RegionsSection(without_regions="skip"))
+    assert (found.source, found.share) == ("none", 0)
+
+
+def test_sweep_under_a_sector_makes_the_estimate_ambiguous() -> None:
+    image = np.zeros((1, ROWS, COLUMNS), np.uint8)
+    image[:, 10:100, 100:220] = speckle(1, 90, 120)
+    image[:, 120:230, 10:310] = speckle(1, 110, 300, seed=5)
+    assert mapped(image).share == 0
+
+
+def test_two_views_side_by_side_are_both_found() -> None:
+    image = np.zeros((1, ROWS, COLUMNS), np.uint8)
+    image[:, 40:200, 20:150] = speckle(1, 160, 130)
+    image[:, 40:200, 170:300] = speckle(1, 160, 130, seed=5)
+    found = mapped(image)
+    assert found.allowed[60:180, 40:130].all()
+    assert found.allowed[60:180, 190:280].all()
+
+
+def test_uniform_background_inside_the_region_stays() -> None:
+    for level in (0, 17):
+        image = display()
+        image[image == 0] = level
+        found = mapped(image, WHOLE)
+        assert not found.allowed[:38].any()
+        assert not found.allowed[:, :58].any()
+
+
+def text(image: np.ndarray, row: int, column: int, level: int = 255) -> np.ndarray:
+    """Something like the letters HE, strokes two pixels wide; returns where they are."""
+    before = image.copy()
+    for left in (column, column + 8, column + 14):
+        image[..., row : row + 16, left : left + 2] = level
+    image[..., row + 7 : row + 9, column : column + 10] = level
+    for top in (row, row + 7, row + 14):
+        image[..., top : top + 2, column + 14 : column + 22] = level
+    return np.asarray((image != before).any(axis=0))
+
+
+def test_text_over_tissue_stays_if_text_elsewhere_has_its_level() -> None:
+    image = display()
+    for row in (4, 210):
+        for column in range(10, 290, 30):
+            text(image, row, column)
+    over = text(image, 100, 150)
+    found = mapped(image, WHOLE)
+    assert not found.allowed[over].any()
+    assert found.allowed[60:90, 80:240].mean() > 0.95
+
+
+def test_what_stands_still_in_a_moving_cine_stays() -> None:
+    frames = display(8)
+    mark = text(frames, 100, 150, level=180)
+    found = mapped(frames, WHOLE)
+    assert not found.allowed[mark].any()
+    assert found.allowed[130:190, 80:240].mean() > 0.95
+
+
+def test_grey_scale_bar_beside_the_tissue_stays() -> None:
+    image = display()
+    image[0, 60:188, 262:272] = np.arange(254, -2, -2, dtype=np.int16).astype(np.uint8)[:, None]
+    found = mapped(image, WHOLE)
+    assert not found.allowed[60:188, 262:272].any()
+
+
+def test_monochrome1_is_mapped_like_its_inverse() -> None:
+    image = display()
+    ds = Dataset()
+    plain = tissue_map(ds, Geometry(1, ROWS, COLUMNS, colour=False), list(image), POLICY)
+    inverse = tissue_map(
+        ds, Geometry(1, ROWS, COLUMNS, colour=False, inverted=True), list(~image), POLICY
+    )
+    assert np.array_equal(plain.allowed, inverse.allowed)
+
+
+# Colour
+
+
+def test_coloured_pixels_and_their_soft_edge_stay() -> None:
+    frames = rgb(display())
+    frames[0, 100:120, 150:170] = (200, 20, 10)
+    found = mapped(frames, WHOLE)
+    mask = tissue_pixels(frames[0], found, POLICY)
+    assert not mask[99:121, 149:171].any()
+    assert mask[60:95, 80:240].mean() > 0.95
+
+
+def test_colour_is_judged_frame_by_frame() -> None:
+    frames = rgb(display(2))
+    found = mapped(frames, WHOLE)
+    later = frames[1].copy()
+    later[100:120, 150:170] = (0, 0, 220)
+    assert tissue_pixels(frames[1], found, POLICY)[100:120, 150:170].all()
+    assert not tissue_pixels(later, found, POLICY)[100:120, 150:170].any()
+
+
+def tinted(grey: np.ndarray) -> np.ndarray:
+    colours = grey[..., None].astype(int) + np.array([-3, -2, 22]) * (grey[..., None] > 40)
+    return np.clip(colours, 0, 255).astype(np.uint8)
+
+
+def test_tinted_grey_map_is_tissue_and_doppler_in_it_is_not() -> None:
+    frames = tinted(display())
+    frames[0, 100:120, 150:170] = (200, 20, 10)
+    found = mapped(frames, WHOLE)
+    assert found.tint.any()
+    mask = tissue_pixels(frames[0], found, POLICY)
+    assert mask[60:95, 80:240].mean() > 0.95
+    assert not mask[100:120, 150:170].any()
+
+
+def test_neutral_image_has_no_tint() -> None:
+    assert not mapped(rgb(display()), WHOLE).tint.any()
+
+
+# Putting the luminance back
+
+
+def test_recombine_changes_only_the_mask() -> None:
+    frame = rgb(display())[0]
+    before = frame[..., 0]
+    after = np.full_like(before, 99)
+    mask = np.zeros(before.shape, bool)
+    mask[50:60, 70:80] = True
+    derived = recombine(frame, before, after, mask)
+    assert (derived[mask] == 99).all()
+    assert np.array_equal(derived[~mask], frame[~mask])
+    assert np.array_equal(prove_untouched(frame, derived, mask), mask & (before != 99))
+
+
+def test_recombine_keeps_the_tint_of_the_new_luminance() -> None:
+    frames = tinted(display())
+    found = mapped(frames, WHOLE)
+    from dicom_node.colour import luminance
+
+    before = luminance(frames[0])
+    mask = found.allowed & (before > 60)
+    derived = recombine(frames[0], before, np.full_like(before, 120), mask, found.tint)
+    blueness = derived[mask][:, 2].astype(int) - derived[mask][:, 0]
+    assert np.abs(blueness - 25).max() <= 4
+
+
+def test_touched_pixel_is_found() -> None:
+    frame = rgb(display())[0]
+    derived = frame.copy()
+    derived[3, 4, 2] ^= 1
+    with pytest.raises(Permanent, match="pixels-touched"):
+        prove_untouched(frame, derived, np.zeros(frame.shape[:2], bool))
