@@ -25,6 +25,7 @@ import dicom_node.quiet  # noqa: F401 - before anything is written
 from dicom_node.colour import Frame
 from dicom_node.errors import Permanent
 from dicom_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.rle import encode_rle
 from dicom_node.transcribe import serialise
 
 _LONGEST: Final = 0xFFFFFFFE
@@ -42,7 +43,7 @@ class _Codec(NamedTuple):
 
 CODECS: Final[dict[str, _Codec | None]] = {
     "explicit-le": None,
-    "rle": _Codec(uid.RLELossless, "gdcm", "RGB", 1),
+    "rle": _Codec(uid.RLELossless, "", "RGB", 1),
     "jpeg-ls": _Codec(uid.JPEGLSLossless, "pyjpegls", "RGB", 0),
     "jpeg-2000": _Codec(uid.JPEG2000Lossless, "pylibjpeg", "YBR_RCT", 0),
 }
@@ -76,8 +77,8 @@ def encode(
     Raises
     ------
     Permanent
-        ``object-too-large`` for more than 4 GiB of uncompressed pixels, ``frame-undecodable``
-        never; ``frame-lost`` where frames and data set disagree.
+        ``object-too-large`` for more than 4 GiB of uncompressed pixels, ``frame-unencodable``
+        where the codec refuses, ``frame-lost`` where frames and data set disagree.
     """
     codec = CODECS[transfer_syntax]
     if codec is None:
@@ -131,6 +132,8 @@ def _encapsulated(
 
 def _compressed(frame: Frame, codec: _Codec) -> bytes:
     """One frame in the codec's own colour model."""
+    if codec.syntax == uid.RLELossless:
+        return encode_rle(frame)
     samples = 1 if frame.ndim == 2 else 3  # noqa: PLR2004
     options: dict[str, Any] = {
         "rows": frame.shape[0],
@@ -144,11 +147,16 @@ def _compressed(frame: Frame, codec: _Codec) -> bytes:
     }
     if samples > 1:
         options["planar_configuration"] = 0
-    return bytes(
-        get_encoder(codec.syntax).encode(
-            np.ascontiguousarray(frame).tobytes(), encoding_plugin=codec.plugin, **options
-        )
-    )
+    encoder = get_encoder(codec.syntax)
+    data = np.ascontiguousarray(frame).tobytes()
+    try:
+        return bytes(encoder.encode(data, encoding_plugin=codec.plugin, **options))
+    except RuntimeError as error:
+        raise Permanent(
+            "frame-unencodable",
+            f"{codec.plugin} cannot encode frames of {frame.shape[0]} x {frame.shape[1]}; set "
+            'derive.transfer_syntax to "explicit-le" or "rle"',
+        ) from error
 
 
 def _frame_count(dataset: Dataset) -> int:
