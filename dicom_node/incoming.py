@@ -1,24 +1,21 @@
 """C-STORE data sets from the socket into the spool, fragment by fragment.
 
 pynetdicom can stream a data set to a file, but ends the association without a status when the
-disk is full, leaves the file behind when the sender dies, and reads from the socket in 4 KiB
-pieces. `Intake` takes the place of an association's DIMSE service provider and hands every
-data fragment (PS3.8 annex E.2) of a C-STORE request to an `IncomingObject` of its own;
-everything else stays pynetdicom's. This is the only module that builds on its inner workings,
-and `tests/unit/test_incoming.py` notices when they change.
+disk is full, and leaves the file behind when the sender dies. `Intake` takes the place of an
+association's DIMSE service provider and hands every data fragment (PS3.8 annex E.2) of a
+C-STORE request to an `IncomingObject` of its own; everything else stays pynetdicom's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import socket
 import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomIO
@@ -29,7 +26,6 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.transport import AssociationSocket
 
 from dicom_node.errors import NodeError, Refused, Transient
 from dicom_node.identity import (
@@ -44,10 +40,6 @@ _COMMAND: Final = 0b01
 """Message control header: the fragment belongs to the command set, PS3.8 E.2."""
 _LAST: Final = 0b10
 """Message control header: the last fragment of its kind."""
-_LARGEST_PDU: Final = 1 << 24
-"""A longer PDU, in bytes, is taken for garbage; senders are told a far smaller limit."""
-_SHORT: Final = 4096
-"""Reads up to this many bytes (PDU headers, commands) are acknowledged at once."""
 
 
 class IncomingObject:
@@ -133,10 +125,15 @@ class Intake(DIMSEServiceProvider):
         Where data sets go.
     admit : callable
         Asked before each data set; raises the `NodeError` that refuses it.
+    name : str
+        What the ledger calls the association; unlike any other's.
     """
 
-    def __init__(self, association: Association, spool: Spool, admit: Callable[[], None]) -> None:
+    def __init__(
+        self, association: Association, spool: Spool, admit: Callable[[], None], name: str
+    ) -> None:
         super().__init__(association)
+        self.name = name
         self._spool = spool
         self._admit = admit
         self._current: IncomingObject | None = None
@@ -165,16 +162,30 @@ class Intake(DIMSEServiceProvider):
         one is answered here.
         """
         if isinstance(received.error, Refused):
-            response = C_STORE()
-            response.MessageIDBeingRespondedTo = command.get("MessageID")
-            response.Status = int(StoreStatus.CANNOT_UNDERSTAND)
-            response.ErrorComment = received.error.message  # type: ignore[assignment]
             self.message = None
-            self.send_msg(response, context_id)
+            self._refuse(context_id, command.get("MessageID"), received.error.message)
             return
         with self._lock:
             self._complete.append((command.get("MessageID"), received))
         super().receive_primitive(_fragment(context_id, bytes([_LAST])))
+
+    def get_msg(self, block: bool = False) -> tuple[Any, Any]:
+        """The next message to serve; (None, None) where there is none, or it was no request."""
+        context_id, message = super().get_msg(block)
+        if isinstance(message, C_STORE) and message.DataSet is None:
+            self._refuse(context_id, message.MessageID, "the request has no data set")
+            return None, None
+        return context_id, message
+
+    def _refuse(self, context_id: int | None, message_id: int | None, comment: str) -> None:
+        """Answer a request that pynetdicom would leave without an answer."""
+        if context_id is None or message_id is None:
+            return
+        response = C_STORE()
+        response.MessageIDBeingRespondedTo = message_id
+        response.Status = int(StoreStatus.CANNOT_UNDERSTAND)
+        response.ErrorComment = comment  # type: ignore[assignment]
+        self.send_msg(response, context_id)
 
     def _begin(self, context_id: int, command: Dataset) -> IncomingObject:
         sop_class = str(command.get("AffectedSOPClassUID") or "")
@@ -219,73 +230,6 @@ class Intake(DIMSEServiceProvider):
             self._current = None
         for received in unfinished:
             received.discard()
-
-
-class WideSocket(AssociationSocket):
-    """An association's socket that reads a whole PDU at once, and acknowledges it at once.
-
-    Parameters
-    ----------
-    narrow : AssociationSocket
-        The connected socket of an accepted association, whose place it takes.
-    """
-
-    def __init__(self, narrow: AssociationSocket) -> None:  # the parent would signal Evt5 anew
-        vars(self).update(vars(narrow))
-        if self.socket is not None:
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read `nr_bytes`, or less where the peer closes the connection.
-
-        Raises
-        ------
-        OSError
-            The connection broke or timed out.
-        """
-        connection = self.socket
-        if connection is None:
-            return bytearray()
-        if nr_bytes > _LARGEST_PDU:  # the length is the peer's claim
-            return bytearray()
-        data = bytearray(nr_bytes)
-        filled = 0
-        with memoryview(data) as view:
-            while filled < nr_bytes:
-                count = connection.recv_into(view[filled:])
-                if count == 0:
-                    break
-                filled += count
-        del data[filled:]
-        if nr_bytes <= _SHORT:
-            self._acknowledge(connection)
-        return data
-
-    @staticmethod
-    def _acknowledge(connection: socket.socket) -> None:
-        """Let TCP acknowledge without delay.
-
-        Senders write a request in two segments, and Nagle's algorithm holds the second back
-        until the first is acknowledged; the kernel would take 40 ms over that.
-        """
-        if hasattr(socket, "TCP_QUICKACK"):
-            try:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            except OSError:  # closed at this moment; the next read says so
-                return
-
-
-def install(association: Association, spool: Spool, admit: Callable[[], None]) -> Intake:
-    """Let an accepted connection's association stream into the spool.
-
-    To be called when the connection is opened (``EVT_CONN_OPEN``), before the association
-    is started.
-    """
-    intake = Intake(association, spool, admit)
-    association.dimse = intake
-    if association.dul.socket is not None:
-        association.dul.socket = WideSocket(association.dul.socket)
-    return intake
 
 
 def _fragment(context_id: int, value: bytes) -> P_DATA:

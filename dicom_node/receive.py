@@ -25,7 +25,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import EventHandlerType
 from pynetdicom.transport import ThreadedAssociationServer
 
-from dicom_node import log
+from dicom_node import log, reactor
 from dicom_node.commit import read_report
 from dicom_node.config import Settings
 from dicom_node.contexts import ULTRASOUND, accepted_contexts
@@ -36,7 +36,7 @@ from dicom_node.identity import (
     IMPLEMENTATION_VERSION_NAME,
     is_own_output,
 )
-from dicom_node.incoming import IncomingObject, Intake, install
+from dicom_node.incoming import IncomingObject, Intake
 from dicom_node.ledger import Ledger
 from dicom_node.records import Arrival
 from dicom_node.spool import Spool
@@ -49,7 +49,11 @@ _LONGEST_COMMENT: Final = 64
 """(0000,0902) *Error Comment* is LO."""
 _SPARE_CONNECTIONS: Final = 256
 """Connections beyond the association limit that may be open without an association."""
+_BACKLOG: Final = 128
+"""Connections that may wait to be accepted."""
 _POLL_SECONDS: Final = 0.05
+_LAST_SECONDS: Final = 2.0
+"""How long aborted associations may take to end."""
 
 
 class Rejection(NamedTuple):
@@ -81,7 +85,8 @@ class Receiver:
         self._ledger = ledger
         self._spool = spool
         self._name = f"{socket.gethostname()}:{settings.receive.port}/"
-        self._open: dict[Association, str] = {}
+        self._connected: set[Association] = set()
+        self._open: set[Association] = set()
         self._lock = threading.Lock()
         self._server: ThreadedAssociationServer | None = None
         self._entity = self._application_entity()
@@ -114,7 +119,6 @@ class Receiver:
         handlers: list[EventHandlerType] = [
             (evt.EVT_CONN_OPEN, self._on_connected),
             (evt.EVT_REQUESTED, self._on_requested),
-            (evt.EVT_CONN_CLOSE, self._on_closed),
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_N_EVENT_REPORT, self._on_report),
@@ -132,6 +136,9 @@ class Receiver:
                 f"receive.host, receive.port: cannot listen on {section.host}:{section.port} "
                 f"({type(error).__name__}); is another program using it?",
             ) from error
+        if self._server is not None and self._server.socket is not None:
+            # pynetdicom lets five connections wait, and a sixth try again after a second.
+            self._server.socket.listen(_BACKLOG)
         _log.info("receive.started", host=section.host, port=self.port)
 
     @property
@@ -147,12 +154,13 @@ class Receiver:
         if server is None:
             return
         server.shutdown()
-        deadline = time.monotonic() + grace_seconds
-        while self._open and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        self._entity.shutdown()
-        for association in list(self._open):
-            association.abort()
+        _wait_until(lambda: not self._open, grace_seconds)
+        for association in list(self._connected):
+            if association in self._open:
+                association.abort(block=False)
+            else:
+                reactor.hang_up(association)
+        _wait_until(lambda: not self._connected, _LAST_SECONDS)
         self._ledger.forget_associations(self._name)
         _log.info("receive.stopped")
 
@@ -170,7 +178,12 @@ class Receiver:
 
     def _on_connected(self, event: evt.Event) -> None:
         """Let the association stream its objects into the spool."""
-        install(event.assoc, self._spool, self._check_room)
+        association = event.assoc
+        intake = Intake(
+            association, self._spool, self._check_room, f"{self._name}{uuid.uuid4().hex}"
+        )
+        self._connected.add(association)
+        reactor.install(association, intake, lambda: self._on_ended(association, intake))
 
     def _on_requested(self, event: evt.Event) -> None:
         """Accept or reject an association, PS3.8 9.3.4."""
@@ -188,7 +201,7 @@ class Receiver:
             if refused is None and len(self._open) >= self._settings.receive.max_associations:
                 refused = LOCAL_LIMIT
             if refused is None:
-                self._open[association] = f"{self._name}{uuid.uuid4().hex}"
+                self._open.add(association)
         if refused is None:
             _log.info("receive.association", calling_ae=calling, address=address)
             return
@@ -202,6 +215,7 @@ class Receiver:
             reason=refused.reason,
         )
         association.acse.send_reject(*refused)
+        association.kill()  # waits until the rejection has gone out
 
     def _judge(self, calling: str, called: str, address: str) -> Rejection | None:
         """Judge an association request by the configured rules; None accepts."""
@@ -226,19 +240,21 @@ class Receiver:
         if self._spool.free_mb() < least:
             raise Transient("disk-full", f"less than {least} MB free in the spool")
 
-    def _on_closed(self, event: evt.Event) -> None:
-        """Tidy up after an association, however it ended."""
-        intake = event.assoc.dimse
-        if isinstance(intake, Intake):
-            intake.discard()
+    def _on_ended(self, association: Association, intake: Intake) -> None:
+        """Tidy up after a connection, however it ended."""
+        intake.discard()
         with self._lock:
-            name = self._open.pop(event.assoc, None)
-        if name is None:
-            return
+            was_open = association in self._open
+            self._open.discard(association)
+        if was_open:
+            self._close_in_ledger(intake.name)
+        self._connected.discard(association)
+
+    def _close_in_ledger(self, name: str) -> None:
         try:
             self._ledger.close_association(name)
         except NodeError as error:
-            # The series waits for its hard limit instead; nothing is lost.
+            # Its series wait for their hard limit instead; nothing is lost.
             _log.error("receive.unable", code=error.code, error=error.message)
 
     def _on_echo(self, event: evt.Event) -> int:
@@ -256,7 +272,7 @@ class Receiver:
         if received is None:
             return _answer(StoreStatus.CANNOT_UNDERSTAND, "the request has no data set")
         try:
-            self._keep(received, request, self._open.get(event.assoc, self._name), calling_ae)
+            self._keep(received, request, intake.name, calling_ae)
         except NodeError as error:
             status = _status_of(error)
             _log.warning(
@@ -272,6 +288,8 @@ class Receiver:
             return _answer(StoreStatus.PROCESSING_FAILURE, "unexpected error; see the node's log")
         finally:
             received.discard()
+        if event.assoc not in self._open:  # it ended meanwhile; the ledger takes it for open
+            self._close_in_ledger(intake.name)
         return _answer(StoreStatus.SUCCESS)
 
     def _keep(
@@ -337,6 +355,12 @@ class Receiver:
 
 class _Mismatch(Refused):
     """The data set is not the one that the request announced."""
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
 def _status_of(error: NodeError) -> StoreStatus:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_file_is_forced_to_disk_before_it_is_renamed_and_its_folder_after(spool,
     real_fsync, real_rename = os.fsync, type(spool.root).rename
 
     def fsync(descriptor):
-        steps.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         real_fsync(descriptor)
 
     def rename(self, target):
