@@ -30,7 +30,7 @@ from dicom_node.status import COMMITMENT_ACTION, StoreStatus, Verdict, describe,
 _log = log.get(__name__)
 _PUSH_MODEL = Context(str(StorageCommitmentPushModel), str(ImplicitVRLittleEndian))
 SAME_ASSOCIATION_WAIT_SECONDS: Final = 2.0
-"""How long to keep the association open for a report on it; later ones go to the receiver."""
+"""How long the association is kept open for a report on it; later ones go to the receiver."""
 
 Means = Literal["commitment", "query", "status"]
 
@@ -65,6 +65,7 @@ def confirm(
     deliveries: Sequence[Delivery],
     asking: Callable[[str], None],
     *,
+    wait_here: float = SAME_ASSOCIATION_WAIT_SECONDS,
     unanswered: bool = False,
 ) -> Confirmation:
     """Ask a destination to confirm deliveries of one derived series.
@@ -78,6 +79,8 @@ def confirm(
     asking : callable
         Called with a new Transaction UID, and to be durable when it returns, before the
         peer is asked: its report may reach the receiver before this function returns.
+    wait_here : float
+        How long to keep the association open for a report on it, in seconds.
     unanswered : bool
         The peer took earlier commitment requests and never reported: ask by C-FIND first.
 
@@ -93,7 +96,7 @@ def confirm(
     asking(transaction_uid)
     if means == "commitment" and not unanswered:
         try:
-            report = request(settings, name, deliveries, transaction_uid)
+            report = request(settings, name, deliveries, transaction_uid, wait_here)
             return Confirmation("commitment", transaction_uid, report)
         except CommitmentUnsupported as error:
             _log.warning("commitment-unavailable", destination=name, code=error.code)
@@ -104,14 +107,18 @@ def confirm(
         except query.QueryUnsupported as error:
             _log.warning("query-unavailable", destination=name, code=error.code)
     if unanswered:  # it does offer commitment, so its C-STORE status alone will not do
-        report = request(settings, name, deliveries, transaction_uid)
+        report = request(settings, name, deliveries, transaction_uid, wait_here)
         return Confirmation("commitment", transaction_uid, report)
     everything = frozenset(delivery.sop_instance_uid for delivery in deliveries)
     return Confirmation("status", transaction_uid, Report(transaction_uid, everything))
 
 
 def request(
-    settings: Settings, name: str, deliveries: Sequence[Delivery], transaction_uid: str
+    settings: Settings,
+    name: str,
+    deliveries: Sequence[Delivery],
+    transaction_uid: str,
+    wait_here: float = SAME_ASSOCIATION_WAIT_SECONDS,
 ) -> Report | None:
     """Send N-ACTION, and wait briefly for the report on the same association.
 
@@ -154,7 +161,7 @@ def request(
         if "Status" not in answer:
             raise lost(name)
         _judge(name, answer.Status)
-        arrived.wait(min(SAME_ASSOCIATION_WAIT_SECONDS, _wait(settings, name)))
+        arrived.wait(wait_here)
     return reports[0] if reports else None
 
 
@@ -178,11 +185,6 @@ def read_report(information: Dataset) -> Report:
         confirmed=frozenset(confirmed - failed.keys() - {""}),
         failed={uid: reason for uid, reason in failed.items() if uid},
     )
-
-
-def _wait(settings: Settings, name: str) -> float:
-    peer = settings.peers.get(name)
-    return peer.commitment_wait_seconds if peer else SAME_ASSOCIATION_WAIT_SECONDS
 
 
 def _action(deliveries: Sequence[Delivery], transaction_uid: str) -> Dataset:

@@ -21,6 +21,8 @@ from dicom_node.ledger import LeaseLost, Ledger
 from dicom_node.records import Delivery, DeliveryState
 
 _log = log.get(__name__)
+_SHORT_WAIT_SECONDS: Final = 0.2
+"""Once a peer has not reported on the same association, it gets little time for it."""
 _UNANSWERED_WAITS: Final = 3
 """After this many waits for a commitment report in vain the destination is asked by C-FIND."""
 
@@ -41,6 +43,7 @@ class Deliverer:
         self._ledger = ledger
         self._name = destination
         self._log = _log.bind(destination=destination)
+        self._wait_here = commit.SAME_ASSOCIATION_WAIT_SECONDS
 
     def step(self, owner: str, stopping: Callable[[], bool]) -> bool:
         """Send or confirm one group of deliveries; whether there was one."""
@@ -159,12 +162,19 @@ class Deliverer:
             for delivery in deliveries
         )
         result = guarded(
-            lambda: commit.confirm(self._settings, deliveries, asking, unanswered=unanswered)
+            lambda: commit.confirm(
+                self._settings,
+                deliveries,
+                asking,
+                wait_here=self._wait_here,
+                unanswered=unanswered,
+            )
         )
         if isinstance(result, NodeError):
             for delivery in deliveries:
                 self._failed(delivery, owner, result)
         elif result.report is None:
+            self._wait_here = _SHORT_WAIT_SECONDS
             self._not_yet(deliveries, owner, wait)
         else:
             self._apply(deliveries, result, result.report)

@@ -45,19 +45,18 @@ def configure(section: LogSection, process: str = "") -> None:
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _of_process(process),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             plain_values,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[section.level]),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        # A line is one write, so that processes with one log do not cut each other's.
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.clear_contextvars()
     if process:
-        structlog.contextvars.bind_contextvars(process=process)
         threading.excepthook = _thread_died
         sys.excepthook = _process_died
     silence_libraries()
@@ -65,7 +64,19 @@ def configure(section: LogSection, process: str = "") -> None:
 
 def get(name: str) -> Any:
     """A logger whose lines carry the module that wrote them."""
-    return structlog.get_logger().bind(module=name.removeprefix("dicom_node."))
+    # Initial values keep it lazy: `bind` would fix today's configuration at import.
+    return structlog.get_logger(module=name.removeprefix("dicom_node."))
+
+
+def _of_process(process: str) -> structlog.typing.Processor:
+    """Name the process in each line, whatever thread writes it."""
+
+    def add(
+        _logger: object, _method: str, line: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        return {**line, "process": process} if process else line
+
+    return add
 
 
 def plain_values(

@@ -18,8 +18,10 @@ def _tell(message: str) -> None:
     if address.startswith("@"):  # the abstract name space of unix(7)
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        # Nobody may be reading any more, and the service matters more than the message.
+        channel.setblocking(False)
         channel.connect(address)
-        channel.sendall(message.encode())
+        channel.send(message.encode())
 
 
 def ready(status: str = "") -> None:

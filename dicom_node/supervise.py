@@ -24,6 +24,7 @@ from dicom_node.process import SUPERVISED, catch_signals
 
 _log = log.get(__name__)
 _TICK_SECONDS: Final = 0.1
+_PULSE_SECONDS: Final = 1.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STABLE_SECONDS: Final = 60.0
@@ -80,6 +81,7 @@ class Supervisor:
 
     def _watch(self, listener: Listener) -> int:
         announced = False
+        next_pulse = 0.0
         while not self._stop.is_set():
             for child in self._children:
                 if child.process is None and time.monotonic() >= child.start_at:
@@ -95,8 +97,9 @@ class Supervisor:
                 announced = True
                 notify.ready("receiver and worker")
                 _log.info("serve-ready")
-            if all(child.process for child in self._children):
+            if all(child.process for child in self._children) and time.monotonic() > next_pulse:
                 notify.alive()
+                next_pulse = time.monotonic() + _PULSE_SECONDS
         return 0
 
     def _start(self, child: _Child, listener: Listener) -> None:

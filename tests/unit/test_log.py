@@ -43,6 +43,17 @@ def test_line_has_event_level_time_process_and_module(capsys):
     assert datetime.fromisoformat(line["timestamp"]).tzinfo is not None
 
 
+def test_logger_made_before_the_configuration_follows_it(capsys):
+    early = log.get("dicom_node.send")
+    log.configure(LogSection(), "work")
+    thread = threading.Thread(target=lambda: early.info("hello", error=ValueError(MARK)))
+    thread.start()
+    thread.join()
+    (line,) = lines(capsys)
+    assert line["process"] == "work"
+    assert line["error"] == "ValueError"
+
+
 def test_level_filters(capsys):
     log.configure(LogSection(level="warning"))
     log.get("x").info("quiet")
@@ -71,7 +82,11 @@ def test_data_set_person_name_and_element_never_reach_a_line(capsys, format_):
 def test_plain_values_pass_unchanged(capsys):
     log.configure(LogSection())
     log.get("x").info(
-        "e", path=Path("/a/b"), stage=Stage.SEND, at=datetime(2026, 1, 2, tzinfo=UTC), items=(1, "a")
+        "e",
+        path=Path("/a/b"),
+        stage=Stage.SEND,
+        at=datetime(2026, 1, 2, tzinfo=UTC),
+        items=(1, "a"),
     )
     (line,) = lines(capsys)
     assert line["path"] == "/a/b"

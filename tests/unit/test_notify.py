@@ -19,6 +19,14 @@ def test_messages_reach_the_socket_that_the_environment_names(tmp_path, monkeypa
         assert channel.recv(100) == b"STOPPING=1"
 
 
+def test_reader_that_has_stopped_reading_stops_nobody(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "s"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "s"))
+        for _ in range(1000):
+            notify.alive()
+
+
 def test_without_a_socket_nothing_happens(monkeypatch):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify.ready()
