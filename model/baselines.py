@@ -322,19 +322,19 @@ def wavelet(grey: Array, *, noise_std: float, levels: int, wavelet_name: str = "
 
 
 BASELINES: tuple[Baseline, ...] = (
-    Baseline("median", "SciPy", median, {"size_px": (5, 7, 9, 13, 17, 23)}),
+    Baseline("median", "SciPy", median, {"size_px": (5, 7, 9, 13, 17, 23, 31)}),
     Baseline(
         "Lee",
         "Lee 1980",
         lee,
-        {"size_px": (5, 7, 9, 13, 17, 23), "noise_std": (12.0, 17.0, 24.0, 34.0, 48.0)},
+        {"size_px": (5, 7, 9, 13, 17, 23, 31), "noise_std": (12.0, 17.0, 24.0, 34.0, 48.0)},
     ),
     Baseline(
         "Frost",
         "Frost et al. 1982",
         frost,
         {
-            "size_px": (7, 11, 15, 21),
+            "size_px": (7, 11, 15, 21, 29),
             "damping": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
             "domain": (DISPLAY, AMPLITUDE),
         },
@@ -344,7 +344,7 @@ BASELINES: tuple[Baseline, ...] = (
         "Yu and Acton 2002",
         srad,
         {
-            "iterations": (30, 80, 200, 400),
+            "iterations": (30, 80, 200, 400, 800),
             "step": (0.2, 0.5),
             "decay": (0.005, 0.02, 0.1),
             "domain": (DISPLAY, AMPLITUDE),

@@ -79,7 +79,7 @@ def evaluate(
     scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes.")] = 40,
     tuning_scenes: Annotated[
         int, typer.Option(min=1, help="Simulated scenes that classical methods are tuned on.")
-    ] = 8,
+    ] = 12,
     images: Annotated[
         Path | None, typer.Option(help="Folder of real images, a subfolder a source.")
     ] = None,

@@ -55,7 +55,7 @@ class Settings:
     """Simulated scenes."""
     seed: int = EVALUATION_SEED
     """Of the simulated scenes."""
-    tuning_scenes: int = 8
+    tuning_scenes: int = 12
     """Simulated scenes that the classical methods are tuned on."""
     images: Path = field(default_factory=default_images)
     """Folder of real images; a subfolder counts as a source of its own."""

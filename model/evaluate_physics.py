@@ -33,8 +33,10 @@ COLUMNS = ("method", *FIDELITY, *TISSUE)
 REFERENCE = "reference"
 FIDELITY_NOTE = "PSNR and gain are means over scenes, of whole images."
 NOTE = (
-    "gCNR and edge width are of lesions of 10 px and more. The reference row judges the "
-    "expectation itself: no method can honestly show sharper edges or more contrast."
+    "gCNR and edge width are of lesions of 10 px and more. gCNR asks whether a lesion can be told "
+    "apart, not how much of its contrast is left: read it beside contrast error and survival. The "
+    "reference row judges the expectation itself: no method can honestly show sharper edges or "
+    "more contrast."
 )
 DETECTABLE_PX = 10.0
 """Least diameter of a lesion that has pixels enough for a histogram."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -150,8 +151,10 @@ def measure(noisy: NDArray[np.uint8], image: Grey, patches: Sequence[NDArray[np.
 def summary(name: str, found: Sequence[Figures]) -> dict[str, Value]:
     """One row: means over images, the largest shift of any patch."""
     row: dict[str, Value] = {"method": name}
-    for key in COLUMNS[1:]:
+    for key in COLUMNS[1:-1]:
         row[key] = mean(measured[key] for measured in found)
+    times = [measured["milliseconds"] for measured in found if "milliseconds" in measured]
+    row["milliseconds"] = statistics.median(times) if times else math.nan
     shifts = [measured["largest_shift"] for measured in found]
     finite = [shift for shift in shifts if math.isfinite(shift)]
     row["largest_shift"] = max(finite, key=abs) if finite else math.nan
