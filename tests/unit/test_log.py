@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import structlog
 from pydicom import Dataset
 from pydicom.valuerep import PersonName
 
@@ -25,6 +26,7 @@ def restored():
     with warnings.catch_warnings():
         yield
     threading.excepthook, warnings.showwarning = hooks
+    structlog.reset_defaults()
 
 
 def lines(capsys) -> list[dict]:
