@@ -179,7 +179,7 @@ def _channel(dataset: Dataset, colour: str, *, little_endian: bool) -> NDArray[n
             ) from error
     if len(table) < entries:
         raise _unusable(
-            f"the {colour} palette, (0028,1201)-(0028,1223), holds {len(table)} of {entries} entries"
+            f"the {colour} palette, (0028,1201)-(0028,1223), has {len(table)} of {entries} entries"
         )
     return table[:entries]
 

@@ -272,7 +272,7 @@ def open_instance(path: Path) -> Decoder:
     Permanent
         Missing UIDs, truncated, contradictory or undecodable pixel data.
     """
-    with path.open("rb") as file:
+    with path.open("rb") as file, readable():
         unpacked: BinaryIO | None = None
         source: BinaryIO = file
         dataset = _read(source)
@@ -281,16 +281,32 @@ def open_instance(path: Path) -> Decoder:
             source = unpacked
             dataset = _read(source)
         position = source.tell()
-        try:
-            _check_kind(dataset)
-            source.seek(position)  # deferred elements may have moved it
-            syntax = dataset.file_meta.TransferSyntaxUID
-            element = pixelfile.read_header(
-                source, implicit=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
-            )
-            return Decoder(path, dataset, unpacked, element)
-        except MALFORMED as error:
+        _check_kind(dataset)
+        source.seek(position)  # deferred elements may have moved it
+        syntax = dataset.file_meta.TransferSyntaxUID
+        element = pixelfile.read_header(
+            source, implicit=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
+        )
+        return Decoder(path, dataset, unpacked, element)
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Turn what pydicom raises on malformed data sets into the node's error.
+
+    Raises
+    ------
+    Permanent
+        ``dataset-unreadable``.
+    """
+    try:
+        yield
+    except MALFORMED as error:
+        raise _unreadable(error) from error
+    except OSError as error:
+        if error.errno is None:  # pydicom's own, for items that end early; not the disk's
             raise _unreadable(error) from error
+        raise
 
 
 def bits_unsupported(bits: int) -> Refused:
@@ -308,8 +324,6 @@ def _read(file: BinaryIO) -> FileDataset:
         dataset = dcmread(file, stop_before_pixels=True, defer_size=_DEFER)
     except InvalidDicomError as error:
         raise Refused("not-dicom", "the file has no DICOM header (PS3.10 7.1)") from error
-    except MALFORMED as error:
-        raise _unreadable(error) from error
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not is_valid_uid(syntax):
         raise Permanent(

@@ -104,7 +104,8 @@ def _identify(
     derived.SOPInstanceUID = identity.sop_instance_uid
     derived.SeriesInstanceUID = identity.series_instance_uid
     derived.Modality = "US"
-    derived.ImageType = ["DERIVED", "PRIMARY", *_image_type_tail(derived)]
+    tag = Tag("ImageType")
+    derived[tag] = raw(tag, "CS", _image_type(derived))
     derived.SeriesNumber = _series_number(derived, settings.series_number_offset)
     tag = Tag("SeriesDescription")
     label = settings.series_description_label
@@ -112,10 +113,10 @@ def _identify(
     derived.ContentQualification = settings.content_qualification
 
 
-def _image_type_tail(derived: Dataset) -> list[str]:
-    """Values 3 and on of (0008,0008) *Image Type*, kept as they are."""
-    value = raw_value(derived, Tag("ImageType")).decode("ascii", "replace")
-    return [part.strip() for part in value.split("\\")[2:]]
+def _image_type(derived: Dataset) -> bytes:
+    """DERIVED, PRIMARY and the values 3 and on of the source's (0008,0008), byte for byte."""
+    tail = raw_value(derived, Tag("ImageType")).split(b"\\")[2:]
+    return b"\\".join([b"DERIVED", b"PRIMARY", *tail])
 
 
 def _series_number(derived: Dataset, offset: int) -> int:

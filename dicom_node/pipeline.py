@@ -283,8 +283,8 @@ class _Counts:
         self.frames += 1
         self._changed += int(np.count_nonzero(changed))
         self._tissue += int(np.count_nonzero(mask))
-        self._shift += int(after[changed].sum(dtype=np.int64))
-        self._shift -= int(before[changed].sum(dtype=np.int64))
+        self._shift += int(after.sum(dtype=np.int64, where=changed))
+        self._shift -= int(before.sum(dtype=np.int64, where=changed))
 
     def report(self, region_source: str) -> PixelReport:
         return PixelReport(

@@ -246,17 +246,18 @@ def recombine(
     ndarray
         A new frame; where the luminance is the same before and after, so is the pixel.
     """
-    derived = frame.copy()
-    changed = mask & (luminance_before != luminance_after)
     if frame.ndim == 2:  # noqa: PLR2004
-        derived[changed] = luminance_after[changed]
-        return derived
-    before, after = luminance_before[changed], luminance_after[changed]
-    shift = after.astype(np.int16) - before
-    colours = frame[changed].astype(np.int16) + shift[:, None]
-    if curve is not None:
-        colours += curve[after] - curve[before]
-    derived[changed] = np.clip(colours, 0, 255).astype(np.uint8)
+        return np.where(mask, luminance_after, frame)
+    changed = mask & (luminance_before != luminance_after)
+    shift = luminance_after.astype(np.int16) - luminance_before
+    derived = frame.copy()
+    for channel in range(3):
+        values = frame[..., channel] + shift
+        if curve is not None and curve.any():
+            values += np.take(curve[:, channel], luminance_after)
+            values -= np.take(curve[:, channel], luminance_before)
+        np.clip(values, 0, 255, out=values)
+        np.copyto(derived[..., channel], values.astype(np.uint8), where=changed)
     return derived
 
 

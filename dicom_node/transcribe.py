@@ -23,9 +23,13 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 import dicom_node.quiet  # noqa: F401 - before any value is parsed
+from dicom_node.errors import Permanent
 
 TEXT: Final = frozenset(
     "AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split()  # noqa: SIM905
+)
+_KNOWN: Final = TEXT | frozenset(
+    "AT FL FD OB OD OF OL OV OW SL SQ SS SV UL UN US UV".split()  # noqa: SIM905
 )
 _VERBATIM: Final = TEXT | {"OB", "UN"}
 _WORD_BYTES: Final = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
@@ -128,8 +132,19 @@ def _parsed(
 
 
 def item_of(dataset: Dataset, tag: BaseTag) -> DataElement | RawDataElement:
-    """An element as it stands in the data set, parsed or not; pydicom's types say parsed."""
-    return cast("DataElement | RawDataElement", dataset.get_item(tag))
+    """An element as it stands in the data set, parsed or not; pydicom's types say parsed.
+
+    Raises
+    ------
+    Permanent
+        ``dataset-unreadable``: a long value, left in the file till now, is not there.
+    """
+    try:
+        return cast("DataElement | RawDataElement", dataset.get_item(tag))
+    except MALFORMED as error:
+        raise Permanent(
+            "dataset-unreadable", f"{tag} has no readable value; send the object again"
+        ) from error
 
 
 def raw(tag: BaseTag, vr: str, value: bytes) -> RawDataElement:
@@ -186,8 +201,8 @@ def _stays_behind(source: Dataset, tag: BaseTag, creators: frozenset[str]) -> bo
 
 
 def _vr(source: Dataset, tag: BaseTag, element: DataElement | RawDataElement) -> str:
-    """The value representation, looked up where the file does not say, PS3.5 6.2.2."""
-    if element.VR is not None:
+    """The value representation, looked up where the file says none or nonsense, PS3.5 6.2.2."""
+    if element.VR is not None and (element.VR in _KNOWN or not isinstance(element, RawDataElement)):
         return str(element.VR)
     try:
         if not tag.is_private:

@@ -54,7 +54,9 @@ def test_422_uses_each_chroma_sample_for_two_pixels() -> None:
     assert expand_422(stored, 1, 4).tolist() == [[[10, 1, 2], [20, 1, 2], [30, 3, 4], [40, 3, 4]]]
 
 
-def palette(entries: int, bits: int, data: bytes, first: int = 0, segmented: bool = False) -> Dataset:
+def palette(
+    entries: int, bits: int, data: bytes, first: int = 0, segmented: bool = False
+) -> Dataset:
     ds = Dataset()
     for colour in ("Red", "Green", "Blue"):
         setattr(ds, f"{colour}PaletteColorLookupTableDescriptor", [entries % 65536, first, bits])
@@ -109,5 +111,5 @@ def test_segmented_palette_with_discrete_linear_and_indirect_segments() -> None:
     ],
 )
 def test_broken_palette_is_named(broken: Dataset) -> None:
-    with pytest.raises(Permanent, match="palette-unusable.*0028,1[12]"):
+    with pytest.raises(Permanent, match=r"palette-unusable.*0028,1[12]"):
         read_palette(broken, 8, little_endian=True)

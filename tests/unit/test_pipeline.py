@@ -222,3 +222,27 @@ def test_no_patient_data_in_errors(tmp_path: Path) -> None:
             derive_instance(path, MedianDespeckler(), Settings(), write_into(tmp_path))
         assert "Secret" not in str(caught.value)
         assert "SECRET" not in str(caught.value)
+
+
+def test_nothing_is_printed_about_malformed_values(tmp_path: Path) -> None:
+    source = write_us_instance(
+        tmp_path / "s.dcm",
+        SpecificCharacterSet="ISO_IR",
+        PatientBirthDate="Secret",
+        DerivationDescription="\xe4" * 1024,
+    )
+    code = (
+        "import sys; from pathlib import Path; from dicom_node.config import Settings;"
+        "from dicom_node.folder import write_into; from dicom_node.pipeline import derive_instance;"
+        "from tests.builders import MedianDespeckler;"
+        "derive_instance(Path(sys.argv[1]), MedianDespeckler(), Settings(),"
+        " write_into(Path(sys.argv[2])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source), str(tmp_path / "out")],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
