@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
+from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
@@ -71,7 +71,7 @@ class IncomingObject:
     def _open(self, meta: FileMetaDataset) -> None:
         header = BytesIO(b"\0" * 128 + b"DICM")
         header.seek(0, 2)
-        write_file_meta_info(DicomIO(header), meta, enforce_standard=False)
+        write_file_meta_info(DicomIO(header), meta, enforce_standard=True)
         self._file = self.path.open("xb", buffering=0)
         self._write_all(memoryview(header.getvalue()))
 
@@ -195,7 +195,8 @@ class Intake(DIMSEServiceProvider):
         meta.FileMetaInformationVersion = b"\x00\x01"
         meta.MediaStorageSOPClassUID = UID(sop_class)
         meta.MediaStorageSOPInstanceUID = UID(sop_instance)
-        meta.TransferSyntaxUID = UID(context.transfer_syntax[0] if context else "")
+        # pynetdicom ends the association over a context that was not accepted.
+        meta.TransferSyntaxUID = context.transfer_syntax[0] if context else ImplicitVRLittleEndian
         meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
         meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
         meta.SourceApplicationEntityTitle = self.assoc.requestor.ae_title.strip()

@@ -407,9 +407,11 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    spool = Spool(settings.spool_directory)  # makes the state directory, where the ledger lies
+    retry = settings.retry
     with (
-        Ledger(settings.ledger_url, settings.retry.lease_seconds) as ledger,
-        Receiver(settings, ledger, Spool(settings.spool_directory)) as receiver,
+        Ledger(settings.ledger_url, retry.lease_seconds, retry.give_up_hours) as ledger,
+        Receiver(settings, ledger, spool) as receiver,
     ):
         if ready is not None:
             ready(receiver.port)

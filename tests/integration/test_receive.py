@@ -124,6 +124,15 @@ def raw_store(association, data, uid="1.2.3", sop_class=UltrasoundImageStorage):
 # --- what is kept --------------------------------------------------------------------------------
 
 
+def test_context_that_was_not_accepted_ends_the_association(node):
+    with scanner(node.port) as association:
+        (context,) = association.accepted_contexts
+        context.context_id = 77
+        association._accepted_cx = {77: context}
+        assert "Status" not in association.send_c_store(small_object())
+    assert node.is_untouched()
+
+
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 def test_object_is_kept_as_received_and_recorded(node, syntax):
     dataset = small_object()

@@ -82,6 +82,7 @@ def test_data_set_lies_in_the_spool_with_the_nodes_own_file_meta(spool):
     assert received.size == len(data)
     assert received.sha256 == hashlib.sha256(data).hexdigest()
     meta = dcmread(received.path).file_meta
+    assert 144 + meta.FileMetaInformationGroupLength == len(content) - len(data)
     assert meta.ImplementationClassUID == IMPLEMENTATION_CLASS_UID
     assert meta.ImplementationVersionName == IMPLEMENTATION_VERSION_NAME
     assert meta.TransferSyntaxUID == ExplicitVRLittleEndian
