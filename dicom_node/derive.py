@@ -18,8 +18,9 @@ from pydicom.tag import Tag
 
 from dicom_node import __version__
 from dicom_node.config import DeriveSection, Settings
-from dicom_node.decode import CURRENT_CLASS, US_MULTI_FRAME, Geometry
+from dicom_node.decode import Geometry
 from dicom_node.identity import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
+from dicom_node.intake import CURRENT_CLASS, US_MULTI_FRAME
 from dicom_node.records import BundleInfo, DerivedIdentity, PixelReport
 from dicom_node.text import appended
 from dicom_node.transcribe import raw, raw_value, transcribe

@@ -174,7 +174,9 @@ def test_lossy_history_is_supplied_where_the_transfer_syntax_proves_it(tmp_path:
 # Frames and fragments
 
 
-def fragmented(tmp_path: Path, fragments: list[bytes], table: list[int], frames: int | None) -> Path:
+def fragmented(
+    tmp_path: Path, fragments: list[bytes], table: list[int], frames: int | None
+) -> Path:
     ds = make_us_instance(frames=3, rows=32, columns=40)
     ds.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
     if frames is None:
@@ -240,7 +242,9 @@ def test_missing_number_of_frames_is_taken_from_the_data(tmp_path: Path, syntax:
 
 def test_422_label_on_full_chroma_is_seen_through(tmp_path: Path) -> None:
     grey = speckle(1, 16, 16)
-    ds = make_us_instance(pixels=np.stack([grey, grey * 0 + 128, grey * 0 + 128], -1), photometric="YBR_FULL")
+    ds = make_us_instance(
+        pixels=np.stack([grey, grey * 0 + 128, grey * 0 + 128], -1), photometric="YBR_FULL"
+    )
     ds.PhotometricInterpretation = "YBR_FULL_422"
     frame = open_instance(save(ds, tmp_path / "x.dcm")).frame(0)
     assert np.array_equal(frame[..., 0], grey[0])

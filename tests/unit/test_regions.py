@@ -30,7 +30,10 @@ def display(frames: int = 1) -> np.ndarray:
 
 
 def mapped(
-    frames: np.ndarray, regions: list[Dataset] | None = None, policy: RegionsSection = POLICY, **attributes: Any
+    frames: np.ndarray,
+    regions: list[Dataset] | None = None,
+    policy: RegionsSection = POLICY,
+    **attributes: Any,
 ) -> Any:
     ds = Dataset()
     if regions is not None:
@@ -85,7 +88,9 @@ def test_only_the_region_may_change() -> None:
     assert not found.allowed[~inside].any()
 
 
-@pytest.mark.parametrize(("spatial_format", "data_type"), [(1, 2), (2, 1), (3, 3), (4, 10), (0, 13), (5, 0)])
+@pytest.mark.parametrize(
+    ("spatial_format", "data_type"), [(1, 2), (2, 1), (3, 3), (4, 10), (0, 13), (5, 0)]
+)
 def test_regions_of_other_kinds_are_taken_out(spatial_format: int, data_type: int) -> None:
     other = region(120, 80, 180, 120, spatial_format=spatial_format, data_type=data_type)
     found = mapped(display(), [other, *WHOLE])
