@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 
 import pytest
 from pydicom.dataset import Dataset
-from tests.deliveries import delivery_of, example, series_of, settings_for
-from tests.peers import free_port, orthanc, storescp, wait_until
 
 from dicom_node.commit import CommitmentUnsupported, confirm, read_report, request
 from dicom_node.demo.pacs import EmbeddedPacs
@@ -19,6 +17,8 @@ from dicom_node.records import Arrival, DerivedIdentity, Identity, Stage
 from dicom_node.send import send
 from dicom_node.spool import Spool
 from dicom_node.status import StoreStatus
+from tests.deliveries import delivery_of, example, series_of, settings_for
+from tests.peers import free_port, orthanc, storescp, wait_until
 
 
 def store(settings, deliveries) -> None:
@@ -120,9 +120,7 @@ def test_peer_with_neither_is_taken_at_its_status(tmp_path):
 
 def test_configured_for_none_the_peer_is_not_asked():
     delivery = delivery_of(example())
-    confirmation = confirm(
-        settings_for(free_port(), confirm="none"), [delivery], lambda _uid: None
-    )
+    confirmation = confirm(settings_for(free_port(), confirm="none"), [delivery], lambda _uid: None)
     assert confirmation.means == "status"
 
 

@@ -8,8 +8,6 @@ import tracemalloc
 
 import pytest
 from pydicom import dcmread
-from tests.deliveries import delivery_of, example, series_of, settings_for
-from tests.peers import free_port, listens, orthanc, storescp, wait_until
 
 from dicom_node.associate import Context, associate, echo
 from dicom_node.demo.pacs import EmbeddedPacs
@@ -17,6 +15,8 @@ from dicom_node.errors import Permanent, Transient
 from dicom_node.records import DeliveryState
 from dicom_node.send import Outcome, send
 from dicom_node.status import StoreStatus
+from tests.deliveries import delivery_of, example, series_of, settings_for
+from tests.peers import free_port, listens, orthanc, storescp, wait_until
 
 
 def sent(settings, deliveries, starting=lambda _delivery: None) -> list[Outcome]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.peers import require_program
 
 from dicom_node.config import Peer, Settings, load
+from tests.peers import require_program
 
 ROOT = Path(__file__).parents[2]
 NODE_TOML = ROOT / "config" / "node.toml"
@@ -19,7 +19,13 @@ UNITS = sorted((ROOT / "systemd").glob("*.service"))
 
 
 def plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    return (
+        list(value)
+        if isinstance(value, tuple)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+    )
 
 
 def test_every_key_is_there_with_its_default():
