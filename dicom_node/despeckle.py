@@ -8,6 +8,7 @@ residual of 0 leave a pixel as it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from itertools import islice
 
 import numpy as np
@@ -51,7 +52,7 @@ class Despeckler:
     ) -> None:
         self._device, self._dtype = torch.device(device), _DTYPES[precision]
         self._batch_frames = batch_frames
-        student = bundle.student.to(self._device, self._dtype)
+        student = deepcopy(bundle.student).to(self._device, self._dtype)
         self._student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         manifest = bundle.manifest
         where = torch.cuda.get_device_name() if device == "cuda" else "cpu"

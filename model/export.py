@@ -70,6 +70,8 @@ def export(
         {"input": torch.from_numpy(probe), "output": torch.from_numpy(draft.apply(probe))},
         folder / bundles.SELF_TEST,
     )
+    for made in (bundles.WEIGHTS, bundles.SELF_TEST):
+        (folder / made).chmod(0o644)  # safetensors writes for the owner alone
     manifest = bundles.Manifest(
         name=name,
         version=version,

@@ -180,24 +180,15 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
         return Phantom(
             np.full(shape, rng.normal(0, 3), dtype=np.float32), np.zeros(shape, np.float32)
         )
+    if kind < 0.3:
+        plain = np.full(shape, rng.normal(0, 3), dtype=np.float32)
+        return Phantom(_with_subtle_lesions(rng, plain), np.zeros(shape, np.float32))
     db = _paint_layers(rng, shape)
     specular = np.zeros(shape, dtype=np.float32)
-    for _ in range(int(rng.integers(0, 9))):
-        radius = float(np.exp(rng.uniform(np.log(2.5), np.log(0.22 * min(shape)))))
-        centre = (rng.uniform(0, rows), rng.uniform(0, columns))
-        contrast = float(
-            rng.choice([rng.uniform(-28, -12), rng.uniform(-12, -2), rng.uniform(2, 12)])
-        )
-        distance = blob(rng, shape, centre, radius, rng.choice([0.0, 0.1, 0.25]))
-        soft = rng.uniform(0.5, 3.0)
-        inside = np.clip(distance / soft + 0.5, 0, 1)
-        db = np.asarray(db + contrast * inside, dtype=np.float32)
-        if rng.random() < 0.3:
-            rim = np.exp(-0.5 * ((distance - 0.5) / rng.uniform(0.6, 1.6)) ** 2)
-            db += (rng.uniform(3, 14) * rim).astype(np.float32)
-        if rng.random() < 0.25:
-            below = np.maximum.accumulate(inside, axis=0) * (1 - inside)
-            db += (rng.uniform(-12, 6) * ndimage.gaussian_filter(below, (0, 2))).astype(np.float32)
+    for _ in range(int(rng.integers(0, 7))):
+        db = _with_lesion(rng, db)
+    if rng.random() < 0.5:
+        db = _with_subtle_lesions(rng, db)
     for _ in range(int(rng.integers(0, 3))):
         lumen = _thin_line(rng, shape, rng.uniform(4, 24))
         wall = np.clip(ndimage.grey_dilation(lumen, size=(3, 3)) - lumen, 0, 1)
@@ -212,6 +203,44 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
         z, x = int(rng.integers(0, rows)), int(rng.integers(0, columns))
         specular[z, x] = 10 ** rng.uniform(0.3, 1.4)
     return Phantom(db, specular)
+
+
+def _with_lesion(rng: np.random.Generator, db: Map) -> Map:
+    """Add a cyst or solid lesion: lobed, with or without a capsule, a shadow or enhancement."""
+    radius = float(np.exp(rng.uniform(np.log(2.5), np.log(0.22 * min(db.shape)))))
+    centre = (rng.uniform(0, db.shape[0]), rng.uniform(0, db.shape[1]))
+    contrast = float(rng.choice([rng.uniform(-28, -12), rng.uniform(-12, -2), rng.uniform(2, 12)]))
+    distance = blob(rng, _shape(db), centre, radius, rng.choice([0.0, 0.1, 0.25]))
+    inside = np.clip(distance / rng.uniform(0.5, 3.0) + 0.5, 0, 1)
+    out = np.asarray(db + contrast * inside, dtype=np.float32)
+    if rng.random() < 0.3:
+        rim = np.exp(-0.5 * ((distance - 0.5) / rng.uniform(0.6, 1.6)) ** 2)
+        out += (rng.uniform(3, 14) * rim).astype(np.float32)
+    if rng.random() < 0.25:
+        below = np.maximum.accumulate(inside, axis=0) * (1 - inside)
+        out += (rng.uniform(-12, 6) * ndimage.gaussian_filter(below, (0, 2))).astype(np.float32)
+    return out
+
+
+def _with_subtle_lesions(rng: np.random.Generator, db: Map) -> Map:
+    """Add several lesions of low contrast.
+
+    They are far more frequent here than in patients, on purpose: the student's best guess at what
+    it can hardly tell from speckle shrinks with how rare it is, and a lesion must not shrink.
+    """
+    out = db
+    for _ in range(int(rng.integers(4, 22))):
+        radius = float(np.exp(rng.uniform(np.log(3.0), np.log(0.16 * min(db.shape)))))
+        centre = (rng.uniform(0, db.shape[0]), rng.uniform(0, db.shape[1]))
+        contrast = float(rng.choice([-1, 1]) * rng.uniform(2.0, 9.0))
+        distance = blob(rng, _shape(db), centre, radius, rng.choice([0.0, 0.0, 0.15]))
+        inside = np.clip(distance / rng.uniform(0.5, 2.0) + 0.5, 0, 1)
+        out = np.asarray(out + contrast * inside, dtype=np.float32)
+    return out
+
+
+def _shape(db: Map) -> tuple[int, int]:
+    return db.shape[0], db.shape[1]
 
 
 def from_anatomy(
@@ -232,7 +261,10 @@ def from_anatomy(
         part = part[:, ::-1]
     db = part / 255 * rng.uniform(35, 65)
     db = db - np.median(db[part > 8]) if (part > 8).mean() > 0.05 else db - db.mean()
-    return Phantom(np.asarray(np.clip(db, -60, 30), dtype=np.float32), np.zeros(shape, np.float32))
+    tissue = np.asarray(np.clip(db, -60, 30), dtype=np.float32)
+    if rng.random() < 0.4:
+        tissue = _with_subtle_lesions(rng, tissue)
+    return Phantom(tissue, np.zeros(shape, np.float32))
 
 
 def graded_lesions(

@@ -77,13 +77,13 @@ class Acquisition:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Acquisition:
         """Draw a scanner at random, wide enough to cover what is in hospitals."""
-        near = float(np.exp(rng.uniform(np.log(0.8), np.log(3.5))))
+        near = float(np.exp(rng.uniform(np.log(0.8), np.log(3.0))))
         return cls(
             sector_angle=float(rng.uniform(0.6, 1.7)) if rng.random() < 0.4 else 0.0,
             sector_depth=float(rng.uniform(0.05, 0.8)),
             native_scale=(float(rng.uniform(0.7, 1.25)), float(rng.uniform(0.45, 1.1))),
             axial_sigma=float(np.exp(rng.uniform(np.log(0.55), np.log(2.2)))),
-            lateral_sigma=(near, near * float(rng.uniform(0.6, 2.2))),
+            lateral_sigma=(near, near * float(rng.uniform(0.6, 1.9))),
             carrier=float(rng.uniform(0.05, 0.4)),
             defocus=float(rng.choice([0.0, rng.normal(0, 0.6)])),
             side_lobes=float(rng.choice([0.0, rng.uniform(0, 0.06)])),

@@ -59,6 +59,7 @@ def test_training_resumes_and_exports_a_bundle_that_loads(tmp_path):
     assert exported.manifest.training["steps"] == 20
     assert exported.manifest.parameters < 300_000
     again = bundle.load(exported.folder)
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in exported.folder.iterdir())
     image = data.validation_set(1, side=64)[0].noisy
     assert np.array_equal(again.apply(image), exported.apply(image))
     assert np.array_equal(again.apply(image, 0.0), image)
