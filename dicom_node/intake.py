@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from pydicom import Dataset, FileDataset, dcmread, uid
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 
@@ -23,7 +25,7 @@ import dicom_node.quiet  # noqa: F401 - before any file is read
 from dicom_node import codecs
 from dicom_node.errors import Permanent, Refused
 from dicom_node.identity import is_own_output, is_valid_uid
-from dicom_node.transcribe import MALFORMED
+from dicom_node.transcribe import KNOWN, MALFORMED
 
 US_IMAGE: Final = uid.UltrasoundImageStorage
 US_MULTI_FRAME: Final = uid.UltrasoundMultiFrameImageStorage
@@ -74,7 +76,16 @@ def read_header(file: BinaryIO) -> FileDataset:
         )
     if syntax != uid.DeflatedExplicitVRLittleEndian:
         codecs.require_supported(str(syntax))
+    _mend(dataset)
     return dataset
+
+
+def _mend(dataset: FileDataset) -> None:
+    """Give elements whose value representation is none (PS3.5 6.2) the one they ought to have."""
+    for element in list(dataset.values()):
+        if isinstance(element, RawDataElement) and element.VR not in {*KNOWN, "SQ", None}:
+            right = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "UN"
+            dataset[element.tag] = element._replace(VR=right)
 
 
 def _unreadable(error: Exception) -> Permanent:

@@ -28,7 +28,7 @@ from dicom_node.errors import Permanent
 TEXT: Final = frozenset(
     "AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split()  # noqa: SIM905
 )
-_KNOWN: Final = TEXT | frozenset(
+KNOWN: Final = TEXT | frozenset(
     "AT FL FD OB OD OF OL OV OW SL SQ SS SV UL UN US UV".split()  # noqa: SIM905
 )
 _VERBATIM: Final = TEXT | {"OB", "UN"}
@@ -202,7 +202,7 @@ def _stays_behind(source: Dataset, tag: BaseTag, creators: frozenset[str]) -> bo
 
 def _vr(source: Dataset, tag: BaseTag, element: DataElement | RawDataElement) -> str:
     """The value representation, looked up where the file says none or nonsense, PS3.5 6.2.2."""
-    if element.VR is not None and (element.VR in _KNOWN or not isinstance(element, RawDataElement)):
+    if element.VR is not None and (element.VR in KNOWN or not isinstance(element, RawDataElement)):
         return str(element.VR)
     try:
         if not tag.is_private:

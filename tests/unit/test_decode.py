@@ -358,3 +358,11 @@ def test_stream_of_another_size_is_permanent(tmp_path: Path) -> None:
     ds = make_us_instance(rows=48, columns=64)
     set_pixels(ds, speckle(1, 24, 64), uid.JPEGBaseline8Bit)
     assert failure(save(ds, tmp_path / "x.dcm")).code == "frame-size-differs"
+
+
+def test_nonsense_value_representation_is_mended(tmp_path: Path) -> None:
+    path = written(tmp_path, LossyImageCompression="00")
+    whole = path.read_bytes()
+    assert b"\x28\x00\x10\x21CS" in whole
+    path.write_bytes(whole.replace(b"\x28\x00\x10\x21CS", b"\x28\x00\x10\x21C\xff"))
+    assert open_instance(path).dataset.LossyImageCompression == "00"
