@@ -1,12 +1,12 @@
 """The ledger's sending side: one delivery for each derived instance and destination.
 
 A delivery goes from pending over sending and sent to confirmed (`DELIVERY_TRANSITIONS`); the
-stage of its instance follows from its deliveries. Storage Commitment: PS3.4 J.3.
+stage of its instance follows from its deliveries. `ledger_confirmations` has the last step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -14,14 +14,13 @@ from typing import Final
 import sqlalchemy as sa
 
 from dicom_node.audit import Event
-from dicom_node.errors import NodeError, Permanent, Transient
+from dicom_node.errors import NodeError
 from dicom_node.ledger_arrivals import event_row
 from dicom_node.ledger_schema import (
     Database,
     Row,
     check_stage,
     check_state,
-    commitments,
     deliveries,
     events,
     instances,
@@ -29,11 +28,8 @@ from dicom_node.ledger_schema import (
 )
 from dicom_node.ledger_work import LeaseLost, failure
 from dicom_node.records import Delivery, DeliveryState, Stage
-from dicom_node.status import Verdict, describe, verdict
 
 _UNSENT: Final = (DeliveryState.PENDING, DeliveryState.SENDING)
-_FIRST_PAUSE: Final = timedelta(seconds=5)
-_LONGEST_PAUSE: Final = timedelta(minutes=10)
 
 _WITH_SOURCE: Final = (
     sa.select(deliveries, instances.c.sop_instance_uid.label("source_instance_uid"))
@@ -43,11 +39,10 @@ _WITH_SOURCE: Final = (
 
 
 class DeliveryLedger:
-    """Deliveries and their confirmation; see `Ledger`."""
+    """Deliveries until the destination has accepted them; see `Ledger`."""
 
     _database: Database
     _lease: timedelta
-    _give_up: timedelta
 
     def claim_send(
         self, owner: str, now: datetime, destination: str | None = None
@@ -77,18 +72,11 @@ class DeliveryLedger:
         )
         claimable = [
             deliveries.c.state.in_(_UNSENT),
-            *_due(now),
-            *_to(destination),
+            *due_to_be_claimed(now),
+            *bound_for(destination),
             released,
             ~deriving,
         ]
-        return self._claim_group(claimable, owner, now)
-
-    def claim_commit(
-        self, owner: str, now: datetime, destination: str | None = None
-    ) -> list[Delivery]:
-        """Lease the sent deliveries of one series and destination whose turn to ask it is."""
-        claimable = [deliveries.c.state == DeliveryState.SENT, *_due(now), *_to(destination)]
         return self._claim_group(claimable, owner, now)
 
     def _claim_group(
@@ -139,109 +127,10 @@ class DeliveryLedger:
         """
         with self._database.write() as connection:
             row = self._leased(connection, delivery_id, owner)
-            self._set_state(connection, row, DeliveryState.SENT, **_unleased(datetime.now(UTC)))
+            self._set_state(connection, row, DeliveryState.SENT, **unleased(datetime.now(UTC)))
             self._follow(connection, [row.instance_id])
             if event is not None:
                 connection.execute(sa.insert(events).values(**event_row(event)))
-
-    def start_commit(
-        self,
-        delivery_ids: Sequence[int],
-        owner: str,
-        transaction_uid: str,
-        ask_again: datetime | None = None,
-    ) -> None:
-        """Persist a commitment transaction before its N-ACTION is sent.
-
-        The leases end here: the report may reach any process. Until `ask_again` (default: a
-        lease from now) no worker claims the deliveries; any worker may conclude them.
-        """
-        due = ask_again or datetime.now(UTC) + self._lease
-        with self._database.write() as connection:
-            for delivery_id in delivery_ids:
-                row = self._leased(connection, delivery_id, owner)
-                if row.state != DeliveryState.SENT:
-                    continue
-                self._set_state(
-                    connection,
-                    row,
-                    DeliveryState.SENT,
-                    transaction_uid=transaction_uid,
-                    **_unleased(due),
-                )
-                asked = {"transaction_uid": transaction_uid, "delivery_id": delivery_id}
-                connection.execute(self._database.insert_or_ignore(commitments, asked))
-
-    def commit_report(
-        self,
-        transaction_uid: str,
-        confirmed: Collection[str],
-        failed: Mapping[str, int],
-    ) -> int:
-        """Apply a Storage Commitment report; return how many deliveries it changed.
-
-        Idempotent. A confirmation counts whenever it comes; a failure counts only for the
-        latest question about a delivery. What failed is sent again after a growing pause, or
-        parked where the reason will not pass or the time to give up has come.
-
-        Parameters
-        ----------
-        transaction_uid : str
-            (0008,1195) *Transaction UID*; an unknown one changes nothing.
-        confirmed : collection of str
-            Derived SOP Instance UIDs that the archive has taken responsibility for.
-        failed : mapping of str to int
-            Derived SOP Instance UID to (0008,1197) *Failure Reason*.
-        """
-        now = datetime.now(UTC)
-        asked = sa.select(commitments.c.delivery_id).where(
-            commitments.c.transaction_uid == transaction_uid
-        )
-        changed = []
-        with self._database.write() as connection:
-            rows = connection.execute(
-                sa.select(deliveries)
-                .where(deliveries.c.id.in_(asked), deliveries.c.state == DeliveryState.SENT)
-                .order_by(deliveries.c.id)
-                .with_for_update()
-            ).all()
-            for row in rows:
-                latest = row.transaction_uid == transaction_uid
-                if row.sop_instance_uid in confirmed:
-                    self._confirm(connection, row)
-                elif latest and row.sop_instance_uid in failed:
-                    self._commit_failed(connection, row, failed[row.sop_instance_uid], now)
-                else:
-                    continue
-                changed.append(row.instance_id)
-            self._follow(connection, changed)
-        return len(changed)
-
-    def _commit_failed(
-        self, connection: sa.Connection, row: Row, reason: int, now: datetime
-    ) -> None:
-        message = f"{row.destination} did not commit to the object: {describe(reason)}"
-        since = row.failing_since or now
-        if verdict(reason) is Verdict.PARK or now - since > self._give_up:
-            error: NodeError = Permanent("commitment-refused", message)
-            self._park_row(connection, row, error, now, failed_state=DeliveryState.PENDING)
-            return
-        pause = min(_FIRST_PAUSE * 2 ** min(row.attempts, 10), _LONGEST_PAUSE)
-        self._set_state(
-            connection,
-            row,
-            DeliveryState.PENDING,
-            **failure(row, Transient("commitment-failed", message), now),
-            **_unleased(now + pause),
-        )
-
-    def confirm(self, delivery_ids: Iterable[int], owner: str) -> None:
-        """Note that the destination holds the instances, by query or by status alone."""
-        with self._database.write() as connection:
-            rows = [self._leased(connection, each, owner) for each in sorted(delivery_ids)]
-            for row in rows:
-                self._confirm(connection, row)
-            self._follow(connection, [row.instance_id for row in rows])
 
     def retry_delivery(self, delivery_id: int, owner: str, error: NodeError, due: datetime) -> None:
         """Give a delivery back after a failure, in the state it is in, until `due`."""
@@ -249,17 +138,7 @@ class DeliveryLedger:
             row = self._leased(connection, delivery_id, owner)
             cause = failure(row, error, datetime.now(UTC))
             state = DeliveryState(row.state)
-            self._set_state(connection, row, state, **cause, **_unleased(due))
-
-    def resend_delivery(
-        self, delivery_id: int, owner: str, error: NodeError, due: datetime
-    ) -> None:
-        """Send a delivery anew from `due` on: the destination says that it lacks it."""
-        with self._database.write() as connection:
-            row = self._leased(connection, delivery_id, owner)
-            cause = failure(row, error, datetime.now(UTC))
-            self._set_state(connection, row, DeliveryState.PENDING, **cause, **_unleased(due))
-            self._follow(connection, [row.instance_id])
+            self._set_state(connection, row, state, **cause, **unleased(due))
 
     def park_delivery(self, delivery_id: int, owner: str, error: NodeError) -> None:
         """Give a delivery up until the operator retries it; the other destinations go on."""
@@ -283,19 +162,7 @@ class DeliveryLedger:
             DeliveryState.PARKED,
             failed_state=failed_state,
             **cause,
-            **_unleased(now),
-        )
-
-    def _confirm(self, connection: sa.Connection, row: Row) -> None:
-        self._set_state(
-            connection,
-            row,
-            DeliveryState.CONFIRMED,
-            failing_since=None,
-            error_code=None,
-            error=None,
-            error_at=None,
-            **_unleased(datetime.now(UTC)),
+            **unleased(now),
         )
 
     def _leased(self, connection: sa.Connection, delivery_id: int, owner: str) -> Row:
@@ -360,21 +227,24 @@ class DeliveryLedger:
             sent = row.failed_state == DeliveryState.SENT
             after = DeliveryState.SENT if sent else DeliveryState.PENDING
             fresh = {"attempts": 0, "lost_leases": 0, "failing_since": None, "failed_state": None}
-            self._set_state(connection, row, after, **fresh, **_unleased(now))
+            self._set_state(connection, row, after, **fresh, **unleased(now))
         touched = {row.instance_id for row in rows}
         self._follow(connection, touched)
         return touched
 
 
-def _due(now: datetime) -> list[sa.ColumnElement[bool]]:
+def due_to_be_claimed(now: datetime) -> list[sa.ColumnElement[bool]]:
+    """Deliveries whose turn it is and that nobody works on."""
     return [deliveries.c.due_at <= now, deliveries.c.lease_owner.is_(None)]
 
 
-def _to(destination: str | None) -> list[sa.ColumnElement[bool]]:
+def bound_for(destination: str | None) -> list[sa.ColumnElement[bool]]:
+    """Deliveries to one destination, or to any."""
     return [] if destination is None else [deliveries.c.destination == destination]
 
 
-def _unleased(due: datetime) -> dict[str, object]:
+def unleased(due: datetime) -> dict[str, object]:
+    """The columns of a delivery that is given back until `due`."""
     return {"lease_owner": None, "lease_until": None, "due_at": due}
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import FrameType, TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
@@ -26,6 +26,7 @@ from pynetdicom.events import EventHandlerType
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node import log, reactor
+from dicom_node.admission import LOCAL_LIMIT, judge
 from dicom_node.commit import read_report
 from dicom_node.config import Settings
 from dicom_node.contexts import ULTRASOUND, accepted_contexts
@@ -54,19 +55,6 @@ _BACKLOG: Final = 128
 _POLL_SECONDS: Final = 0.05
 _LAST_SECONDS: Final = 2.0
 """How long aborted associations may take to end."""
-
-
-class Rejection(NamedTuple):
-    """Result, source and reason of A-ASSOCIATE-RJ, PS3.8 table 9-21."""
-
-    result: int
-    source: int
-    reason: int
-
-
-CALLED_AE_UNKNOWN: Final = Rejection(1, 1, 7)
-CALLING_AE_UNKNOWN: Final = Rejection(1, 1, 3)
-LOCAL_LIMIT: Final = Rejection(2, 3, 2)
 
 
 class Receiver:
@@ -193,7 +181,9 @@ class Receiver:
         called = str(request.called_ae_title if request else "").strip()
         address = association.requestor.address or ""
         try:
-            refused = self._judge(calling, called, address)
+            refused = judge(self._settings, calling, called, address)
+            if refused is None:
+                self._check_room()
         except Transient as error:
             _log.error("receive.unable", code=error.code, error=error.message)
             refused = LOCAL_LIMIT
@@ -216,23 +206,6 @@ class Receiver:
         )
         association.acse.send_reject(*refused)
         association.kill()  # waits until the rejection has gone out
-
-    def _judge(self, calling: str, called: str, address: str) -> Rejection | None:
-        """Judge an association request by the configured rules; None accepts."""
-        settings = self._settings
-        if settings.receive.require_called_ae_title and called != settings.node.ae_title.strip():
-            return CALLED_AE_UNKNOWN
-        peer = settings.peer_of(calling)
-        if peer is None:
-            if settings.receive.require_known_caller:
-                return CALLING_AE_UNKNOWN
-        elif not peer.admits(address) or (
-            settings.receive.require_known_caller and not peer.sends and not peer.receives
-        ):
-            return CALLING_AE_UNKNOWN
-        if self._spool.free_mb() < settings.receive.min_free_mb:
-            return LOCAL_LIMIT
-        return None
 
     def _check_room(self) -> None:
         """Raise where the disk is below the watermark; asked before each object."""
