@@ -10,6 +10,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Final
 
+from highdicom import ContributingEquipment
+from highdicom.sr.coding import CodedConcept
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -177,7 +179,7 @@ def _describe_derivation(
         sentence += f" Source SOP class {retired} (retired)."
     tag = Tag("DerivationDescription")
     derived[tag] = raw(tag, "ST", appended(derived, tag, sentence, _ST, separator="; "))
-    _append(derived, "DerivationCodeSequence", _coded(_SMOOTHING))
+    _append(derived, "DerivationCodeSequence", CodedConcept.from_code(_SMOOTHING))
 
 
 def _refer_to_source(derived: Dataset, source: Dataset) -> None:
@@ -188,7 +190,7 @@ def _refer_to_source(derived: Dataset, source: Dataset) -> None:
     instance = Dataset()
     instance.update(origin)
     origin.SpatialLocationsPreserved = "YES"
-    origin.PurposeOfReferenceCodeSequence = [_coded(_SOURCE_PURPOSE)]
+    origin.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(_SOURCE_PURPOSE)]
     derived.SourceImageSequence = [origin]
     for series in derived.get("ReferencedSeriesSequence") or ():
         if series.get("SeriesInstanceUID") == source.SeriesInstanceUID:
@@ -211,18 +213,19 @@ def _name_equipment(
             scanner[tag] = derived.get_item(tag)
     if "Manufacturer" not in scanner:
         scanner.Manufacturer = "UNKNOWN"
-    scanner.PurposeOfReferenceCodeSequence = [_coded(_ACQUISITION)]
+    scanner.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(_ACQUISITION)]
     if not _has_purpose(derived, _ACQUISITION):
         _append(derived, "ContributingEquipmentSequence", scanner)
-    node = Dataset()
-    node.Manufacturer = MANUFACTURER
-    node.ManufacturerModelName = MODEL_NAME
-    node.SoftwareVersions = _versions(bundle)
-    node.StationName = settings.node.station_name
-    node.PurposeOfReferenceCodeSequence = [_coded(_PROCESSING)]
+    node = ContributingEquipment(
+        MANUFACTURER,
+        _PROCESSING,
+        manufacturer_model_name=MODEL_NAME,
+        software_versions=_versions(bundle),
+        station_name=settings.node.station_name,
+        contribution_datetime=now,
+        contribution_description="AI speckle reduction of grey B-mode tissue",
+    )
     node.DeviceUID = bundle.device_uid
-    node.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f%z")
-    node.ContributionDescription = "AI speckle reduction of grey B-mode tissue"
     _append(derived, "ContributingEquipmentSequence", node)
     if settings.derive.equipment == "node":
         _remove(derived, tuple(_tag(keyword) for keyword in _SCANNER))
@@ -256,15 +259,6 @@ def _offset(derived: Dataset) -> timezone | None:
         return timezone(sign * timedelta(hours=hours, minutes=rest))
     except ValueError:
         return None
-
-
-def _coded(code: Code) -> Dataset:
-    """A code sequence item, PS3.3 8.8."""
-    item = Dataset()
-    item.CodeValue = code.value
-    item.CodingSchemeDesignator = code.scheme_designator
-    item.CodeMeaning = code.meaning
-    return item
 
 
 def _has_purpose(derived: Dataset, code: Code) -> bool:
