@@ -54,16 +54,25 @@ def main() -> None:
         sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
-) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"dicom-node {__version__}")
         raise typer.Exit
 
 
-@app.command(no_args_is_help=False)
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and end."
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
 def serve(config: Config = None) -> None:
     """Run receiver and worker as two processes, and start them again if they end."""
     from dicom_node import log

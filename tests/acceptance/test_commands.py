@@ -1,0 +1,207 @@
+"""The command line as an administrator meets it: what it says, where, and with which status."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from dicom_node.demo.pacs import EmbeddedPacs
+from tests.builders import write_us_instance
+from tests.peers import LOOPBACK, free_port, orthanc
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dicom_node", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "300", "NO_COLOR": "1", **environment},
+    )
+
+
+def config(folder: Path, text: str = "") -> Path:
+    path = folder / "node.toml"
+    path.write_text(
+        f'[node]\nstate_directory = "{folder}/state"\n'
+        f'[receive]\nhost = "{LOOPBACK}"\nport = {free_port()}\nmin_free_mb = 1\n{text}'
+    )
+    return path
+
+
+def test_every_command_is_listed():
+    shown = command("--help")
+    assert shown.returncode == 0
+    for name in [
+        "serve",
+        "receive",
+        "work",
+        "process",
+        "demo",
+        "check-config",
+        "echo",
+        "status",
+        "retry",
+    ]:
+        assert re.search(rf"^\W*{name}\s", shown.stdout, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 104\n", ["receive.prot", "did you mean 'port'"]),
+        ('[log]\nlevel = "loud"\n', ["log.level", "'loud'", "debug"]),
+        ("[despeckle]\nstrength = 1.5\n", ["despeckle.strength", "1.5", "less than or equal to 1"]),
+        ('[peers.x]\nae_title = "X"\nreceives = true\n', ["peers.x", "host and port"]),
+        ('[peers.x]\nae_title = "SEVENTEEN_LETTERS"\n', ["peers.x.ae_title", "16"]),
+        ("[receive\n", ["node.toml", "correct the syntax"]),
+    ],
+)
+def test_wrong_key_is_named_with_value_and_remedy_in_one_line(tmp_path, text, words):
+    done = command("check-config", "--config", config(tmp_path, text))
+    assert done.returncode == 78
+    (line,) = done.stderr.strip().splitlines()
+    for word in words:
+        assert word in line
+    assert "Traceback" not in done.stderr
+
+
+def test_unreadable_configuration_is_said_in_one_line(tmp_path):
+    done = command("receive", "--config", tmp_path / "none.toml")
+    assert done.returncode == 78
+    assert "none.toml" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_check_of_a_good_configuration_creates_nothing(tmp_path):
+    done = command("check-config", "--config", config(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert "self-test" in done.stdout
+    assert "warning peers: no peer has receives = true" in done.stdout
+    assert not (tmp_path / "state").exists()
+
+
+def test_check_finds_missing_bundle_busy_port_and_unknown_host(tmp_path):
+    with EmbeddedPacs(tmp_path / "pacs") as pacs:
+        busy = pacs.port
+        path = config(
+            tmp_path,
+            '[despeckle]\nbundle = "no-such"\n'
+            '[peers.far]\nae_title = "FAR"\nhost = "no-such-host.invalid"\nport = 104\n',
+        )
+        path.write_text(re.sub(r"port = \d+\nmin", f"port = {pacs.port}\nmin", path.read_text()))
+        done = command("check-config", "--config", path)
+    assert done.returncode == 1
+    assert "error despeckle.bundle" in done.stdout
+    assert f"warning receive.port: {busy}" in done.stdout
+    assert "error peers.far: host = 'no-such-host.invalid'" in done.stdout
+
+
+@pytest.mark.peer
+def test_echo_shows_every_peer_and_fails_if_one_does(tmp_path):
+    with orthanc(tmp_path / "orthanc") as archive:
+        living = f'[peers.pacs]\nae_title = "ORTHANC"\nhost = "{LOOPBACK}"\nport = {archive.port}\n'
+        dead = f'[peers.dead]\nae_title = "DEAD"\nhost = "{LOOPBACK}"\nport = {free_port()}\n'
+        good = command("echo", "--config", config(tmp_path, living))
+        bad = command("echo", "--config", config(tmp_path, living + dead))
+    assert good.returncode == 0
+    assert re.search(r"pacs +ORTHANC +127.0.0.1:\d+ +answers", good.stdout)
+    assert bad.returncode == 1
+    assert "answers" in bad.stdout
+    assert "peer-unreachable" in bad.stdout
+
+
+def test_status_of_a_node_that_never_ran_says_so(tmp_path):
+    done = command("status", "--config", config(tmp_path))
+    assert done.returncode == 78
+    assert "holds no ledger" in done.stderr
+
+
+def test_retry_wants_a_uid_or_all(tmp_path):
+    assert command("retry", "--config", config(tmp_path)).returncode == 2
+    assert command("retry", "1.2", "--all", "--config", config(tmp_path)).returncode == 2
+
+
+def test_second_receiver_on_the_same_port_ends_with_one_clear_line(tmp_path):
+    with EmbeddedPacs(tmp_path / "pacs") as pacs:
+        path = config(tmp_path)
+        path.write_text(re.sub(r"port = \d+\nmin", f"port = {pacs.port}\nmin", path.read_text()))
+        done = command("receive", "--config", path)
+    assert done.returncode == 1
+    assert "cannot listen" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_process_derives_files_and_folders_and_names_what_it_skips(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    source = write_us_instance(folder / "deeper" / "a.dcm")
+    (folder / "notes.txt").write_text("not DICOM")
+    output = tmp_path / "out"
+    done = command("process", folder, "--output", output, "--strength", "0.5")
+    assert done.returncode == 0, done.stderr
+    (derived,) = output.rglob("*.dcm")
+    references = dcmread(derived).SourceImageSequence
+    assert references[0].ReferencedSOPInstanceUID == dcmread(source).SOPInstanceUID
+    assert "1 derived" in done.stdout
+    assert "notes.txt: skipped" in done.stderr
+
+
+@pytest.mark.slow
+def test_process_gives_the_same_object_for_the_same_strength_and_another_for_another(tmp_path):
+    source = write_us_instance(tmp_path / "a.dcm")
+    names = []
+    for number, strength in enumerate(("1.0", "1.0", "0.5")):
+        output = tmp_path / str(number)
+        assert command("process", source, "-o", output, "--strength", strength).returncode == 0
+        names.append(next(output.rglob("*.dcm")).name)
+    assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.slow
+def test_process_fails_where_something_failed(tmp_path):
+    source = write_us_instance(tmp_path / "a.dcm")
+    dataset = dcmread(source)
+    dataset.PixelData = dataset.PixelData[:10]
+    dataset.save_as(source)
+    done = command("process", source, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "a.dcm: failed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_process_of_nothing_is_wrong_usage(tmp_path):
+    assert command("process", tmp_path / "none", "-o", tmp_path).returncode == 2
+
+
+@pytest.mark.slow
+def test_demo_ends_well_and_leaves_objects_and_pictures(tmp_path):
+    done = command("demo", "--output", tmp_path / "demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("right") == 3
+    assert len(list((tmp_path / "demo" / "pacs").glob("*.dcm"))) == 3
+    pictures = sorted(path.name for path in (tmp_path / "demo" / "pictures").iterdir())
+    assert pictures == ["palette_color.png", "rgb_color.png", "ybr_color.png"]
+    assert "error" not in (tmp_path / "demo" / "node.log").read_text()
+    again = command("demo", "--output", tmp_path / "demo")
+    assert again.returncode == 0, "a second run into the same folder"
+
+
+def test_commands_work_from_any_folder(tmp_path):
+    program = shutil.which("dicom-node", path=str(Path(sys.executable).parent))
+    assert program, "the console script is installed"
+    done = subprocess.run(
+        [program, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"dicom-node \d+\.\d+\.\d+\n", done.stdout)

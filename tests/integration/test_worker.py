@@ -1,0 +1,352 @@
+"""The worker in this process: what each kind of error does, and that one object cannot stop it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from dicom_node import ledger_confirmations, schedule, worker
+from dicom_node.audit import EventName
+from dicom_node.config import Settings, parse
+from dicom_node.demo.pacs import EmbeddedPacs
+from dicom_node.errors import Permanent, Refused, Transient
+from dicom_node.ledger import Ledger
+from dicom_node.records import Arrival, DeliveryState, Identity, Stage
+from dicom_node.spool import Spool
+from tests.builders import MedianDespeckler, write_us_instance
+from tests.peers import LOOPBACK, free_port, wait_until
+
+MARK = "Zyxwv^Marked"
+
+
+@pytest.fixture
+def pacs(tmp_path):
+    with EmbeddedPacs(tmp_path / "pacs", reporting="same-association") as one:
+        yield one
+
+
+@pytest.fixture
+def settings(tmp_path, pacs) -> Settings:
+    return settings_with(tmp_path, pacs.port)
+
+
+def settings_with(tmp_path: Path, port: int, **sections) -> Settings:
+    peer = {"ae_title": "PACS", "host": LOOPBACK, "port": port, "receives": True}
+    document = {
+        "node": {"state_directory": str(tmp_path)},
+        "assemble": {"quiet_seconds": 0.1},
+        "retry": {"first_seconds": 0.05, "longest_seconds": 0.2, "lease_seconds": 5},
+        "peers": {"pacs": peer | sections.pop("peer", {})},
+    }
+    for name, values in sections.items():
+        document[name] = document.get(name, {}) | values
+    return parse(document)
+
+
+@pytest.fixture
+def ledger(settings):
+    with Ledger(settings.ledger_url, 5) as one:
+        yield one
+
+
+@pytest.fixture
+def spool(settings) -> Spool:
+    return Spool(settings.spool_directory)
+
+
+_numbers = itertools.count(1)
+
+
+def arrive(ledger: Ledger, spool: Spool, **options) -> str:
+    """Record one object as the receiver would; return its SOP Instance UID."""
+    number = next(_numbers)
+    temporary = write_us_instance(spool.incoming / f"{number}", instance=number, **options)
+    header = dcmread(temporary, stop_before_pixels=True)
+    uid = str(header.SOPInstanceUID)
+    content = temporary.read_bytes()
+    identity = Identity(
+        str(header.SOPClassUID),
+        uid,
+        str(header.SeriesInstanceUID),
+        str(header.StudyInstanceUID),
+        str(header.file_meta.TransferSyntaxUID),
+    )
+    ledger.record_arrival(
+        Arrival(
+            identity,
+            spool.take(temporary, uid),
+            len(content),
+            hashlib.sha256(content).hexdigest(),
+            "association",
+            "US1",
+            datetime.now(UTC),
+        )
+    )
+    ledger.close_association("association")
+    return uid
+
+
+@contextmanager
+def working(settings, ledger, spool, despeckler=None):
+    with worker.Worker(settings, ledger, spool, despeckler or MedianDespeckler()) as one:
+        yield one
+
+
+def wait_stage(ledger: Ledger, uid: str, stage: Stage):
+    return wait_until(
+        lambda: (row := ledger.instance(uid)) and row.stage is stage and row, f"{uid} is {stage}"
+    )
+
+
+def test_instance_goes_all_the_way(settings, ledger, spool, pacs):
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.DONE)
+    assert list(pacs.held) == [row.derived_instance_uid]
+    assert pacs.committed == set(pacs.held)
+    names = [event.name for _, event in ledger.events()]
+    assert names.index(EventName.SERIES_RELEASED) < names.index(EventName.INSTANCE_SENT)
+    assert names[-1] == EventName.INSTANCE_COMPLETED
+    assert EventName.INSTANCE_CONFIRMED in names
+
+
+def test_without_destinations_an_instance_ends_in_the_spool(tmp_path, ledger, spool):
+    settings = parse({"node": {"state_directory": str(tmp_path)}})
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.DONE)
+    assert row.derived_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "stage"),
+    [
+        (Refused("no-tissue", "nothing to do"), Stage.SKIPPED),
+        (Permanent("damaged", "no"), Stage.PARKED),
+    ],
+)
+def test_error_alone_decides_the_stage(  # noqa: PLR0917
+    settings, ledger, spool, monkeypatch, error, stage
+):
+    monkeypatch.setattr(worker, "derive_instance", raising(error))
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, stage)
+    assert row.error_code == error.code
+
+
+def test_unexpected_exception_parks_its_object_by_name_and_the_rest_goes_on(
+    settings, ledger, spool, monkeypatch
+):
+    bad = arrive(ledger, spool)
+    good = arrive(ledger, spool)
+    original = worker.derive_instance
+
+    def derive(source, *args, **kwargs):
+        if bad in source.name:
+            raise ZeroDivisionError(MARK)
+        return original(source, *args, **kwargs)
+
+    monkeypatch.setattr(worker, "derive_instance", derive)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, bad, Stage.PARKED)
+        wait_stage(ledger, good, Stage.DONE)
+    assert row.error_code == "unexpected"
+    assert "ZeroDivisionError" in row.error
+    assert "test_worker.py" in row.error
+    assert "Zyxwv" not in row.error
+
+
+def test_passing_error_is_repeated_until_it_passes(settings, ledger, spool, monkeypatch):
+    original = worker.derive_instance
+    failures = iter([Transient("disk-full", "full")] * 3)
+
+    def derive(*args, **kwargs):
+        for error in failures:
+            raise error
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(worker, "derive_instance", derive)
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.DONE)
+    assert row.error_code is None
+    assert next(failures, None) is None
+
+
+def test_lack_of_memory_is_repeated_and_then_parked(settings, ledger, spool, monkeypatch):
+    tries = []
+
+    def derive(*_args, **_kwargs):
+        tries.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(worker, "derive_instance", derive)
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.PARKED)
+    assert row.error_code == "out-of-memory"
+    assert len(tries) == 3
+
+
+def test_passing_error_that_lasts_too_long_is_parked_and_retry_revives_it(
+    tmp_path, ledger, spool, pacs, monkeypatch
+):
+    settings = settings_with(tmp_path, pacs.port, retry={"give_up_hours": 1e-5})
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "derive_instance", raising(Transient("disk-full", "full")))
+        uid = arrive(ledger, spool)
+        with working(settings, ledger, spool):
+            row = wait_stage(ledger, uid, Stage.PARKED)
+    assert row.error_code == "disk-full"
+    assert ledger.retry(sop_instance_uid=uid) == 1
+    with working(settings, ledger, spool):
+        wait_stage(ledger, uid, Stage.DONE)
+
+
+def test_refusing_pacs_parks_the_delivery_with_its_status(tmp_path, ledger, spool, settings, pacs):
+    pacs._answer = lambda _uid: 0xC123
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.PARKED)
+    assert row.error_code == "store-failed"
+    assert "0xC123" in row.error
+
+
+def test_pacs_out_of_resources_gets_it_again(ledger, spool, settings, pacs):
+    answers = iter([0xA700, 0xA700])
+    pacs._answer = lambda _uid: next(answers, 0)
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.DONE)
+    assert pacs.received[row.derived_instance_uid] == 3
+
+
+def test_warning_counts_as_stored_and_is_audited(ledger, spool, settings, pacs):
+    pacs._answer = lambda _uid: 0xB006
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        wait_stage(ledger, uid, Stage.DONE)
+    (event,) = [e for _, e in ledger.events() if e.name == EventName.INSTANCE_SENT_WITH_WARNING]
+    assert "0xB006" in event.detail
+
+
+def test_instance_that_the_archive_lost_is_sent_again(ledger, spool, settings, pacs, monkeypatch):
+    monkeypatch.setattr(ledger_confirmations, "_FIRST_PAUSE", timedelta(seconds=0.05))
+    lost = []
+    judge = pacs._judge
+
+    def lose_and_judge(request):
+        if not lost:
+            lost.extend(pacs.held)
+            pacs.held.clear()
+        return judge(request)
+
+    pacs._judge = lose_and_judge
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.DONE)
+    assert lost == [row.derived_instance_uid]
+    assert pacs.received[row.derived_instance_uid] == 2
+    assert list(pacs.held) == lost
+
+
+def test_pacs_that_never_reports_is_asked_by_query_in_the_end(tmp_path, ledger, spool):
+    with EmbeddedPacs(tmp_path / "mute", reporting="never") as pacs:
+        settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
+        uid = arrive(ledger, spool)
+        with working(settings, ledger, spool):
+            wait_stage(ledger, uid, Stage.DONE)
+    details = [e.detail for _, e in ledger.events() if e.name == EventName.INSTANCE_CONFIRMED]
+    assert details == ["query"]
+
+
+def test_pacs_that_never_reports_and_cannot_be_queried_is_parked_with_the_remedy(
+    tmp_path, ledger, spool
+):
+    with EmbeddedPacs(tmp_path / "mute", reporting="never", find=False) as pacs:
+        settings = settings_with(
+            tmp_path,
+            pacs.port,
+            peer={"commitment_wait_seconds": 0.2},
+            retry={"give_up_hours": 2e-4},
+        )
+        uid = arrive(ledger, spool)
+        with working(settings, ledger, spool):
+            row = wait_stage(ledger, uid, Stage.PARKED)
+    assert row.error_code == "commitment-unanswered"
+    assert "can reach" in row.error
+    assert ledger.retry(everything=True) == 1
+    assert ledger.overview().deliveries["pacs"] == {DeliveryState.SENT: 1}
+
+
+def test_slow_pacs_does_not_keep_another_one_waiting(tmp_path, ledger, spool, pacs):
+    """One destination does not answer at all; the other has everything meanwhile."""
+    dead = {"ae_title": "DEAD", "host": LOOPBACK, "port": free_port(), "receives": True}
+    settings = settings_with(tmp_path, pacs.port)
+    settings = parse(
+        settings.model_dump(mode="json", exclude={"peers"})
+        | {"peers": {"pacs": settings.peers["pacs"].model_dump(), "dead": dead}}
+    )
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        states = lambda name: ledger.overview().deliveries.get(name, {})  # noqa: E731
+        wait_until(lambda: states("pacs").get(DeliveryState.CONFIRMED), "the living one has it")
+        wait_until(lambda: ledger.overview().last_errors, "the dead one is noticed")
+    assert ledger.instance(uid).stage is Stage.SEND
+    assert states("dead") == {DeliveryState.PENDING: 1}
+
+
+def test_destination_that_was_removed_from_the_configuration_is_parked(
+    tmp_path, ledger, spool, pacs, monkeypatch
+):
+    settings = settings_with(tmp_path, free_port())
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        wait_until(lambda: ledger.overview().deliveries, "a delivery is there")
+    without = parse(
+        {"node": {"state_directory": str(tmp_path)}, "assemble": {"quiet_seconds": 0.1}}
+    )
+    with working(without, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.PARKED)
+    assert row.error_code == "peer-unknown"
+    assert "[peers.pacs]" in row.error
+
+
+def test_ended_files_are_purged_after_their_time_and_rows_stay(tmp_path, ledger, spool, pacs):
+    settings = settings_with(tmp_path, pacs.port, spool={"keep_hours": 0})
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.DONE)
+    schedule.purge_files(settings, ledger, spool)
+    assert not row.source_path.exists()
+    assert not row.derived_path.exists()
+    assert ledger.instance(uid).stage is Stage.DONE
+    assert ledger.expired(datetime.now(UTC) + timedelta(hours=1)) == []
+
+
+def test_parked_files_are_never_purged_nor_swept(tmp_path, ledger, spool, pacs, monkeypatch):
+    settings = settings_with(tmp_path, pacs.port, spool={"keep_hours": 0})
+    monkeypatch.setattr(worker, "derive_instance", raising(Permanent("damaged", "no")))
+    monkeypatch.setattr(schedule, "_ORPHAN_SECONDS", -1.0)
+    uid = arrive(ledger, spool)
+    orphan = write_us_instance(spool.received / "orphan.dcm", instance=999)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.PARKED)
+        schedule.purge_files(settings, ledger, spool)
+        schedule.sweep_orphans(ledger, spool)
+    assert row.source_path.exists()
+    assert not orphan.exists()
+
+
+def raising(error: Exception):
+    def derive(*_args, **_kwargs):
+        raise error
+
+    return derive
