@@ -48,7 +48,7 @@ class StudentModule(pl.LightningModule):
         total = torch.zeros((), device=output.device)
         for name, weight in self.recipe.loss.items():
             if weight:
-                value = TERMS[name](output, target)
+                value = TERMS[name](output, target, noisy)
                 self.log(f"train/{name}", value)
                 total = total + weight * value
         self.log("train/loss", total, prog_bar=True)
