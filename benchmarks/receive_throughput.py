@@ -37,19 +37,16 @@ from pydicom.uid import (
 CINES, CINE_FRAMES = 4, 61  # 61 x 768 x 1024 x 3 bytes = 144 MB
 IMAGES = 200  # 480 x 640 bytes = 307 kB
 PDU = 131072
-RECEIVER = """
-import sys
-from pathlib import Path
-from dicom_node.config import parse
-from dicom_node.log import configure
-from dicom_node.receive import run
-settings = parse({
-    "node": {"ae_title": "NODE", "state_directory": sys.argv[1]},
-    "receive": {"host": "127.0.0.1", "port": int(sys.argv[2]), "min_free_mb": 0},
-    "log": {"level": "warning"},
-})
-configure(settings.log)
-run(settings, lambda port: print(port, flush=True))
+CONFIGURATION = """
+[node]
+ae_title = "NODE"
+state_directory = "{state}"
+[receive]
+host = "127.0.0.1"
+port = {port}
+min_free_mb = 0
+[log]
+level = "warning"
 """
 
 
@@ -112,12 +109,13 @@ def node(folder: Path) -> Iterator[tuple[int, int]]:
     """The receiver of this node: (port, process id)."""
     state = Path(tempfile.mkdtemp(dir=folder, prefix="node-"))
     port = free_port()
+    configuration = state / "node.toml"
+    configuration.write_text(CONFIGURATION.format(state=state, port=port))
     process = subprocess.Popen(
-        [sys.executable, "-c", RECEIVER, str(state), str(port)], stdout=subprocess.PIPE
+        [sys.executable, "-m", "dicom_node", "receive", "--config", str(configuration)]
     )
     try:
-        assert process.stdout is not None
-        process.stdout.readline()
+        wait_for(port)
         yield port, process.pid
     finally:
         process.send_signal(signal.SIGTERM)

@@ -75,8 +75,8 @@ def _options(
 @app.command()
 def serve(config: Config = None) -> None:
     """Run receiver and worker as two processes, and start them again if they end."""
-    from dicom_node import log
-    from dicom_node.supervise import Supervisor
+    from dicom_node.service import log
+    from dicom_node.service.supervise import Supervisor
 
     path, settings = _settings(config)
     log.configure(settings.log, "serve")
@@ -86,8 +86,8 @@ def serve(config: Config = None) -> None:
 @app.command()
 def receive(config: Config = None) -> None:
     """Run the receiver alone: C-STORE, C-ECHO and commitment reports."""
-    from dicom_node import log, process
     from dicom_node.receive import Receiver
+    from dicom_node.service import log, process
     from dicom_node.spool import Spool
 
     _, settings = _settings(config)
@@ -100,8 +100,8 @@ def receive(config: Config = None) -> None:
 @app.command()
 def work(config: Config = None) -> None:
     """Run a worker alone: derive, send, commit and audit."""
-    from dicom_node import log, process
     from dicom_node.despeckle import Despeckler
+    from dicom_node.service import log, process
     from dicom_node.spool import Spool
     from dicom_node.worker import Worker
 
@@ -138,8 +138,8 @@ def process_files(
     config: Config = None,
 ) -> None:
     """Derive despeckled objects from files, without a network."""
-    from dicom_node import log, offline
     from dicom_node.despeckle import Despeckler
+    from dicom_node.service import log, offline
 
     _, settings = _settings(config)
     log.configure(settings.log.model_copy(update={"level": "error", "format": "console"}))
@@ -153,7 +153,7 @@ def process_files(
 @app.command("check-config")
 def check_config(config: Config = None) -> None:
     """Check a configuration and what it names: files, folders, ports, the model bundle."""
-    from dicom_node import administer
+    from dicom_node.service import administer
 
     path, settings = _settings(config)
     raise typer.Exit(administer.check(settings, path))
@@ -162,7 +162,7 @@ def check_config(config: Config = None) -> None:
 @app.command()
 def echo(config: Config = None) -> None:
     """C-ECHO every peer that the node calls; fails if one of them does not answer."""
-    from dicom_node import administer, log
+    from dicom_node.service import administer, log
 
     _, settings = _settings(config)
     log.silence_libraries()
@@ -172,7 +172,7 @@ def echo(config: Config = None) -> None:
 @app.command()
 def status(config: Config = None) -> None:
     """Show the queue, deliveries, last errors and free disk."""
-    from dicom_node import administer
+    from dicom_node.service import administer
 
     _, settings = _settings(config)
     with _ledger(settings, must_exist=True) as ledger:
@@ -188,7 +188,7 @@ def retry(
     config: Config = None,
 ) -> None:
     """Set parked work going again, in the stage in which it failed."""
-    from dicom_node import administer
+    from dicom_node.service import administer
 
     if (uid is None) is not everything:
         raise typer.BadParameter("give either a UID or --all")

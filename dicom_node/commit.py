@@ -20,12 +20,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 
-from dicom_node import log, query
-from dicom_node.associate import Context, accepts, associate, lost
 from dicom_node.config import Settings
 from dicom_node.errors import Permanent, Transient
+from dicom_node.network import query
+from dicom_node.network.associate import Context, accepts, associate, lost
+from dicom_node.network.status import COMMITMENT_ACTION, StoreStatus, Verdict, describe, verdict
 from dicom_node.records import Delivery
-from dicom_node.status import COMMITMENT_ACTION, StoreStatus, Verdict, describe, verdict
+from dicom_node.service import log
 
 _log = log.get(__name__)
 _PUSH_MODEL = Context(str(StorageCommitmentPushModel), str(ImplicitVRLittleEndian))

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import FileDataset, uid
 
-from dicom_node import codecs, pixelfile
-from dicom_node.colour import Frame, Palette, expand_422, read_palette, ybr_to_rgb
+from dicom_node.attributes.intake import check_kind, inflate, read_header, readable
 from dicom_node.errors import Permanent
-from dicom_node.intake import check_kind, inflate, read_header, readable
-from dicom_node.layout import (
+from dicom_node.pixels import codecs, pixelfile
+from dicom_node.pixels.colour import Frame, Palette, expand_422, read_palette, ybr_to_rgb
+from dicom_node.pixels.layout import (
     COLOUR,
     bits_unsupported,
     coded_extents,

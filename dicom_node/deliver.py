@@ -11,14 +11,15 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from dicom_node import commit, log, retry, send
-from dicom_node.associate import ASSOCIATION_LOST
+from dicom_node import commit, send
 from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.config import Peer, Settings
-from dicom_node.edge import guarded
 from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.ledger import LeaseLost, Ledger
+from dicom_node.network.associate import ASSOCIATION_LOST
 from dicom_node.records import Delivery, DeliveryState
+from dicom_node.service import log, retry
+from dicom_node.service.edge import guarded
 
 _log = log.get(__name__)
 _SHORT_WAIT_SECONDS: Final = 0.2

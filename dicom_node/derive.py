@@ -19,13 +19,13 @@ from pydicom.sr.coding import Code
 from pydicom.tag import Tag
 
 from dicom_node import __version__
+from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
+from dicom_node.attributes.intake import CURRENT_CLASS, US_MULTI_FRAME
+from dicom_node.attributes.text import appended
+from dicom_node.attributes.transcribe import raw, raw_value, transcribe
 from dicom_node.config import DeriveSection, Settings
 from dicom_node.decode import Geometry
-from dicom_node.identity import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
-from dicom_node.intake import CURRENT_CLASS, US_MULTI_FRAME
 from dicom_node.records import BundleInfo, DerivedIdentity, PixelReport
-from dicom_node.text import appended
-from dicom_node.transcribe import raw, raw_value, transcribe
 
 _LO: Final = 64
 _ST: Final = 1024

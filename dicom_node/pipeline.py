@@ -20,16 +20,14 @@ from typing import BinaryIO, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.clock import Clock
-from dicom_node.colour import Frame, luminance
+from dicom_node.attributes.identity import derived_identity
 from dicom_node.config import Settings
 from dicom_node.decode import Decoder, Geometry, open_instance
 from dicom_node.derive import derive_dataset
-from dicom_node.encode import encode
 from dicom_node.errors import NodeError, Permanent, Refused
-from dicom_node.folder import FileOutcome, FileStatus, find_files, write_into
-from dicom_node.identity import derived_identity
-from dicom_node.morphology import Mask
+from dicom_node.pixels.colour import Frame, luminance
+from dicom_node.pixels.encode import encode
+from dicom_node.pixels.morphology import Mask
 from dicom_node.records import BundleInfo, DerivedIdentity, PixelReport
 from dicom_node.regions import (
     PIXEL_POLICY,
@@ -39,6 +37,8 @@ from dicom_node.regions import (
     tissue_map,
     tissue_pixels,
 )
+from dicom_node.service.clock import Clock
+from dicom_node.service.folder import FileOutcome, FileStatus, find_files, write_into
 from dicom_node.spool import disk_errors
 
 Luminance = NDArray[np.uint8]

@@ -7,7 +7,6 @@ are on the disk; decoding comes later, in another process.
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 import time
@@ -15,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Final, Self
 
 from pydicom.dataset import Dataset
@@ -25,23 +24,24 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import EventHandlerType
 from pynetdicom.transport import ThreadedAssociationServer
 
-from dicom_node import log, reactor
-from dicom_node.admission import LOCAL_LIMIT, judge
-from dicom_node.commit import read_report
-from dicom_node.config import Settings
-from dicom_node.contexts import ULTRASOUND, accepted_contexts
-from dicom_node.errors import NodeError, Permanent, Refused, Transient
-from dicom_node.header import identity_of, read_header
-from dicom_node.identity import (
+from dicom_node.attributes.header import identity_of, read_header
+from dicom_node.attributes.identity import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
     is_own_output,
 )
-from dicom_node.incoming import IncomingObject, Intake
+from dicom_node.commit import read_report
+from dicom_node.config import Settings
+from dicom_node.errors import NodeError, Permanent, Refused, Transient
 from dicom_node.ledger import Ledger
+from dicom_node.network import reactor
+from dicom_node.network.admission import LOCAL_LIMIT, judge
+from dicom_node.network.contexts import ULTRASOUND, accepted_contexts
+from dicom_node.network.incoming import IncomingObject, Intake
+from dicom_node.network.status import StoreStatus
 from dicom_node.records import Arrival
+from dicom_node.service import log
 from dicom_node.spool import Spool
-from dicom_node.status import StoreStatus
 
 _log = log.get(__name__)
 _config.LOG_HANDLER_LEVEL = "none"  # it would format every PDU
@@ -361,31 +361,3 @@ def _answer(status: StoreStatus, comment: str = "") -> Dataset:
     if comment:
         answer.ErrorComment = comment[:_LONGEST_COMMENT]
     return answer
-
-
-def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
-    """Receive until SIGTERM or SIGINT; what the ``receive`` process does.
-
-    Parameters
-    ----------
-    settings : Settings
-        The node's.
-    ready : callable, optional
-        Called with the port once connections are accepted.
-    """
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    spool = Spool(settings.spool_directory)  # makes the state directory, where the ledger lies
-    retry = settings.retry
-    with (
-        Ledger(settings.ledger_url, retry.lease_seconds, retry.give_up_hours) as ledger,
-        Receiver(settings, ledger, spool) as receiver,
-    ):
-        if ready is not None:
-            ready(receiver.port)
-        stop.wait()

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_node import insonation, tint
-from dicom_node.colour import Frame, luminance
+from dicom_node.attributes.transcribe import MALFORMED
 from dicom_node.config import RegionsSection
 from dicom_node.decode import Geometry
 from dicom_node.errors import Permanent
-from dicom_node.morphology import Mask, dilate
-from dicom_node.transcribe import MALFORMED
+from dicom_node.pixels import insonation, tint
+from dicom_node.pixels.colour import Frame, luminance
+from dicom_node.pixels.morphology import Mask, dilate
 
 RegionSource = Literal["ultrasound-regions", "estimated", "none"]
 

@@ -13,11 +13,11 @@ from typing import Final
 from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import log
 from dicom_node.assemble import complete
 from dicom_node.audit import EventName, event
 from dicom_node.config import Settings
 from dicom_node.ledger import Ledger
+from dicom_node.service import log
 from dicom_node.spool import Spool
 
 _log = log.get(__name__)

@@ -17,12 +17,13 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 from pynetdicom.association import Association
 
-from dicom_node import log, query
-from dicom_node.associate import ASSOCIATION_LOST, Context, accepts, associate, lost
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError, Permanent, Transient
+from dicom_node.network import query
+from dicom_node.network.associate import ASSOCIATION_LOST, Context, accepts, associate, lost
+from dicom_node.network.status import Verdict, describe, verdict
 from dicom_node.records import Delivery, DeliveryState
-from dicom_node.status import Verdict, describe, verdict
+from dicom_node.service import log
 
 _log = log.get(__name__)
 _MAX_ASSOCIATIONS = 2

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from dicom_node.attributes.identity import is_valid_uid
 from dicom_node.errors import Permanent, Transient
-from dicom_node.identity import is_valid_uid
 
 _BYTES_PER_MB: Final = 1_000_000
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -19,16 +19,16 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
 
-from dicom_node import log, retry
 from dicom_node.audit import EventName, event
 from dicom_node.config import Settings
 from dicom_node.deliver import Deliverer
-from dicom_node.edge import guarded
 from dicom_node.errors import NodeError, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
 from dicom_node.pipeline import Despeckler, Luminance, derive_instance
 from dicom_node.records import Instance
 from dicom_node.schedule import Schedule, sweeps
+from dicom_node.service import log, retry
+from dicom_node.service.edge import guarded
 from dicom_node.spool import Spool
 
 _log = log.get(__name__)

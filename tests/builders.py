@@ -80,7 +80,7 @@ def make_us_instance(
     photometric : str
         MONOCHROME1, MONOCHROME2, RGB, YBR_FULL, YBR_FULL_422 or PALETTE COLOR.
     transfer_syntax : str
-        Any that `dicom_node.codecs` decodes.
+        Any that `dicom_node.pixels.codecs` decodes.
     multi_frame : bool, optional
         SOP class; by default whether there is more than one frame.
     regions : sequence of Dataset, optional

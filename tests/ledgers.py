@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from dicom_node.ledger import Ledger
-from dicom_node.ledger_schema import metadata
+from dicom_node.ledger.schema import metadata
 from dicom_node.records import Delivery, DerivedIdentity, Instance, Stage
 
 DATABASES = ("sqlite", "postgresql")

@@ -16,7 +16,7 @@ import pytest
 from dicom_node.config import Settings, load
 from dicom_node.ledger import Ledger
 from dicom_node.records import Instance, Stage
-from dicom_node.supervise import Listener
+from dicom_node.service.supervise import Listener
 from tests.peers import LOOPBACK, free_port, wait_until
 
 AE_TITLE = "DESPECKLE"

@@ -32,9 +32,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
-from dicom_node import log
-from dicom_node.identity import is_valid_uid
-from dicom_node.status import CommitmentEvent, StoreStatus, Verdict, verdict
+from dicom_node.attributes.identity import is_valid_uid
+from dicom_node.network.status import CommitmentEvent, StoreStatus, Verdict, verdict
+from dicom_node.service import log
 
 _log = log.get(__name__)
 LOOPBACK: Final = "127.0.0.1"

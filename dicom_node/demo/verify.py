@@ -17,8 +17,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 
+from dicom_node.attributes.identity import is_own_output
 from dicom_node.decode import open_instance
-from dicom_node.identity import is_own_output
 
 Frame = NDArray[np.uint8]
 _TWO_D: Final = 1

@@ -11,12 +11,12 @@ from dicom_node.commit import CommitmentUnsupported, confirm, read_report, reque
 from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.errors import Transient
 from dicom_node.ledger import Ledger
-from dicom_node.query import QueryUnsupported, held
+from dicom_node.network.query import QueryUnsupported, held
+from dicom_node.network.status import StoreStatus
 from dicom_node.receive import Receiver
 from dicom_node.records import Arrival, DerivedIdentity, Identity, Stage
 from dicom_node.send import send
 from dicom_node.spool import Spool
-from dicom_node.status import StoreStatus
 from tests.deliveries import delivery_of, example, series_of, settings_for
 from tests.peers import free_port, orthanc, storescp, wait_until
 

@@ -13,7 +13,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from dicom_node.config import parse
-from dicom_node.folder import write_into
+from dicom_node.service.folder import write_into
 from dicom_node.pipeline import derive_instance
 from tests.builders import MedianDespeckler
 
@@ -33,8 +33,8 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 def long_cine(path: Path, frames: int) -> Path:
     """An 800 x 600 RGB cine, written a frame at a time."""
-    from dicom_node.encode import encode
-    from dicom_node.transcribe import transcribe
+    from dicom_node.attributes.transcribe import transcribe
+    from dicom_node.pixels.encode import encode
     from tests.builders import make_us_instance, region, speckle
 
     grey = speckle(1, 600, 800)[0]

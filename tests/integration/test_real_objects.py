@@ -17,9 +17,9 @@ from pydicom.pixels.utils import pixel_array
 from dicom_node.config import Settings
 from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError
-from dicom_node.folder import write_into
 from dicom_node.pipeline import Derived, derive_instance
 from dicom_node.regions import tissue_map
+from dicom_node.service.folder import write_into
 from tests.builders import MedianDespeckler
 from tests.conftest import EXAMPLES, sample_names
 from tests.peers import require_program

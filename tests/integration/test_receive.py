@@ -35,14 +35,14 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-from dicom_node.contexts import TRANSFER_SYNTAXES, ULTRASOUND
+from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, MODEL_NAME
 from dicom_node.errors import Transient
-from dicom_node.identity import IMPLEMENTATION_CLASS_UID, MODEL_NAME
 from dicom_node.ledger import Ledger
+from dicom_node.network.contexts import TRANSFER_SYNTAXES, ULTRASOUND
+from dicom_node.network.status import StoreStatus
 from dicom_node.receive import Receiver
 from dicom_node.records import Stage
 from dicom_node.spool import Spool
-from dicom_node.status import StoreStatus
 from tests.ledgers import derive, much_later, send, soon
 from tests.peers import LOOPBACK, wait_until
 from tests.receiving import receive_settings, scanner, small_object
@@ -384,7 +384,7 @@ def full(*_arguments, **_options):
 def test_full_disk_at_any_point_is_out_of_resources_and_leaves_nothing(node, monkeypatch, place):
     with scanner(node.port) as association:
         if place == "write":
-            monkeypatch.setattr("dicom_node.incoming.IncomingObject._write_all", full)
+            monkeypatch.setattr("dicom_node.network.incoming.IncomingObject._write_all", full)
         elif place == "fsync":
             monkeypatch.setattr("dicom_node.spool.os.fsync", full)
         else:

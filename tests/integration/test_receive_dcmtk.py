@@ -25,11 +25,16 @@ pytestmark = pytest.mark.peer
 RECEIVER = """
 import sys
 from dicom_node.config import Settings
-from dicom_node.log import configure
-from dicom_node.receive import run
+from dicom_node.service.log import configure
+from dicom_node.ledger import Ledger
+from dicom_node.receive import Receiver
+from dicom_node.service import process
+from dicom_node.spool import Spool
 settings = Settings.model_validate_json(sys.argv[1])
 configure(settings.log, "receive")
-run(settings)
+spool = Spool(settings.spool_directory)
+with Ledger(settings.ledger_url) as ledger:
+    sys.exit(process.run("receiver", settings, Receiver(settings, ledger, spool)))
 """
 
 

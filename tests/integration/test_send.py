@@ -9,12 +9,12 @@ import tracemalloc
 import pytest
 from pydicom import dcmread
 
-from dicom_node.associate import Context, associate, echo
 from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.errors import Permanent, Transient
+from dicom_node.network.associate import Context, associate, echo
+from dicom_node.network.status import StoreStatus
 from dicom_node.records import DeliveryState
 from dicom_node.send import Outcome, send
-from dicom_node.status import StoreStatus
 from tests.deliveries import delivery_of, example, series_of, settings_for
 from tests.peers import free_port, listens, orthanc, storescp, wait_until
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from dicom_node import ledger_confirmations, schedule, worker
+from dicom_node import schedule, worker
 from dicom_node.audit import EventName
 from dicom_node.config import Settings, parse
 from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.errors import Permanent, Refused, Transient
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, confirmations
 from dicom_node.records import Arrival, DeliveryState, Identity, Stage
 from dicom_node.spool import Spool
 from tests.builders import MedianDespeckler, write_us_instance
@@ -238,7 +238,7 @@ def test_warning_counts_as_stored_and_is_audited(ledger, spool, settings, pacs):
 
 
 def test_instance_that_the_archive_lost_is_sent_again(ledger, spool, settings, pacs, monkeypatch):
-    monkeypatch.setattr(ledger_confirmations, "_FIRST_PAUSE", timedelta(seconds=0.05))
+    monkeypatch.setattr(confirmations, "_FIRST_PAUSE", timedelta(seconds=0.05))
     lost = []
     judge = pacs._judge
 

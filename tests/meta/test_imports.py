@@ -12,18 +12,32 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"errors"},
-    {"records", "config", "status", "audit", "notify", "quiet", "identity"},
+    {
+        "records",
+        "config",
+        "audit",
+        "attributes.identity",
+        "attributes.quiet",
+        "network.status",
+        "service.notify",
+    },
 ]
 FOUNDATION = set().union(*LAYERS)
 TOP = {"cli", "__main__"}
-EDGE_OF_DICOM_ONLY = {"send", "commit", "query", "associate"}
+EDGE_OF_DICOM_ONLY = {"send", "commit", "network.query", "network.associate"}
 
 
 def modules(package: str) -> dict[str, Path]:
     return {
-        ".".join(path.relative_to(ROOT / package).with_suffix("").parts): path
+        name_of(path.relative_to(ROOT / package)): path
         for path in sorted((ROOT / package).rglob("*.py"))
     }
+
+
+def name_of(path: Path) -> str:
+    """Dotted name below the package; a folder's ``__init__`` is the folder."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 def imports_of(path: Path) -> set[str]:

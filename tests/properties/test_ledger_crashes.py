@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dicom_node.errors import Permanent, Transient
 from dicom_node.ledger import LeaseLost, Ledger
-from dicom_node.ledger_schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS, deliveries, instances
+from dicom_node.ledger.schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS, deliveries, instances
 from dicom_node.records import DeliveryState, Stage
 from tests.ledgers import derived_of
 from tests.receiving import arrival

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pydicom import dcmread, uid
 from pydicom.pixels.utils import pixel_array
 
-from dicom_node.colour import ybr_to_rgb
 from dicom_node.config import Settings, parse
 from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError, Transient
-from dicom_node.folder import write_into
 from dicom_node.pipeline import derive_instance
+from dicom_node.pixels.colour import ybr_to_rgb
+from dicom_node.service.folder import write_into
 from tests.builders import MedianDespeckler, as_bytes, make_us_instance, region, save, speckle
 
 NATIVE = [

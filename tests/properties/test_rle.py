@@ -10,7 +10,7 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
-from dicom_node.rle import encode_rle
+from dicom_node.pixels.rle import encode_rle
 
 few_values = st.sampled_from([0, 0, 0, 7, 255])
 shapes = st.one_of(

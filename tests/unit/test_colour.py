@@ -8,8 +8,8 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import convert_color_space
 
-from dicom_node.colour import expand_422, luminance, read_palette, ybr_to_rgb
 from dicom_node.errors import Permanent
+from dicom_node.pixels.colour import expand_422, luminance, read_palette, ybr_to_rgb
 
 
 def every_colour(seed: int = 1) -> np.ndarray:

@@ -10,9 +10,9 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 
+from dicom_node.attributes.identity import MODEL_NAME
 from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError, Permanent, Refused
-from dicom_node.identity import MODEL_NAME
 from tests.builders import (
     as_bytes,
     encode_frame,

@@ -9,12 +9,12 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
+from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, MODEL_NAME, is_own_output
+from dicom_node.attributes.transcribe import serialise
 from dicom_node.config import Settings, parse
 from dicom_node.decode import open_instance
 from dicom_node.derive import derive_dataset
-from dicom_node.identity import IMPLEMENTATION_CLASS_UID, MODEL_NAME, is_own_output
 from dicom_node.records import DerivedIdentity, PixelReport
-from dicom_node.transcribe import serialise
 from tests.builders import ROOT, MedianDespeckler, add_palette, make_us_instance, save
 
 IDENTITY = DerivedIdentity(f"{ROOT}.7.7.7", f"{ROOT}.7.7")

@@ -9,9 +9,9 @@ from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
-from dicom_node.encode import CODECS, encode
+from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.errors import Permanent
-from dicom_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.pixels.encode import CODECS, encode
 from tests.builders import ROOT, speckle
 
 

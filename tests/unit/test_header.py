@@ -15,9 +15,9 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from dicom_node.attributes.header import identity_of, read_header
+from dicom_node.attributes.identity import MODEL_NAME, is_own_output
 from dicom_node.errors import Refused
-from dicom_node.header import identity_of, read_header
-from dicom_node.identity import MODEL_NAME, is_own_output
 from tests.receiving import small_object, write_object
 
 MARK = "Marked^Patient"

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from dicom_node.audit import EventName, event
 from dicom_node.errors import ConfigError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
-from dicom_node.ledger_schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS
+from dicom_node.ledger.schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS
 from dicom_node.records import DeliveryState, DerivedIdentity, Stage
 from tests.ledgers import (
     DATABASES,

@@ -12,9 +12,9 @@ import structlog
 from pydicom import Dataset
 from pydicom.valuerep import PersonName
 
-from dicom_node import log
 from dicom_node.config import LogSection
 from dicom_node.records import Stage
+from dicom_node.service import log
 
 MARK = "Zyxwv^Marked"
 

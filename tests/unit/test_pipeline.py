@@ -15,8 +15,8 @@ from pydicom.pixels.utils import pixel_array
 from dicom_node import regions
 from dicom_node.config import Settings, parse
 from dicom_node.errors import Permanent, Refused, Transient
-from dicom_node.folder import FileStatus, write_into
 from dicom_node.pipeline import derive_files, derive_instance
+from dicom_node.service.folder import FileStatus, write_into
 from tests.builders import MedianDespeckler, make_us_instance, region, speckle, write_us_instance
 
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
@@ -233,7 +233,7 @@ def test_nothing_is_printed_about_malformed_values(tmp_path: Path) -> None:
     )
     code = (
         "import sys; from pathlib import Path; from dicom_node.config import Settings;"
-        "from dicom_node.folder import write_into; from dicom_node.pipeline import derive_instance;"
+        "from dicom_node.service.folder import write_into; from dicom_node.pipeline import derive_instance;"
         "from tests.builders import MedianDespeckler;"
         "derive_instance(Path(sys.argv[1]), MedianDespeckler(), Settings(),"
         " write_into(Path(sys.argv[2])))"

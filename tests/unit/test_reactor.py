@@ -13,7 +13,7 @@ from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.transport import AssociationSocket, RequestHandler
 
-from dicom_node.reactor import EventDrivenProvider, WideSocket, _Checkpoint
+from dicom_node.network.reactor import EventDrivenProvider, WideSocket, _Checkpoint
 
 
 @pytest.fixture

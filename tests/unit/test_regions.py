@@ -251,7 +251,7 @@ def test_recombine_changes_only_the_mask() -> None:
 def test_recombine_keeps_the_tint_of_the_new_luminance() -> None:
     frames = tinted(display())
     found = mapped(frames, WHOLE)
-    from dicom_node.colour import luminance
+    from dicom_node.pixels.colour import luminance
 
     before = luminance(frames[0])
     mask = found.allowed & (before > 60)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dicom_node.config import RetrySection
 from dicom_node.errors import Permanent, Refused, Transient
-from dicom_node.retry import OUT_OF_MEMORY, delay, judged
+from dicom_node.service.retry import OUT_OF_MEMORY, delay, judged
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 POLICY = RetrySection(first_seconds=5, factor=2, longest_seconds=600, give_up_hours=72)

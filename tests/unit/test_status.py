@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dicom_node.status import StoreStatus, Verdict, describe, verdict
+from dicom_node.network.status import StoreStatus, Verdict, describe, verdict
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from dicom_node.text import appended
-from dicom_node.transcribe import raw
+from dicom_node.attributes.text import appended
+from dicom_node.attributes.transcribe import raw
 
 TAG = Tag("SeriesDescription")
 

@@ -9,8 +9,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
+from dicom_node.attributes.transcribe import serialise, transcribe
 from dicom_node.decode import open_instance
-from dicom_node.transcribe import serialise, transcribe
 from tests.builders import make_us_instance, save
 
 

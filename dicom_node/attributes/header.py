@@ -18,9 +18,9 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-import dicom_node.quiet  # noqa: F401 - pydicom would warn with the values of other people's files
+import dicom_node.attributes.quiet  # noqa: F401 - pydicom would warn with the values of other people's files
+from dicom_node.attributes.identity import is_valid_uid
 from dicom_node.errors import Refused
-from dicom_node.identity import is_valid_uid
 from dicom_node.records import Identity
 
 _UIDS: Final = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")

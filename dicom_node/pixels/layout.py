@@ -12,8 +12,8 @@ from typing import BinaryIO, Final
 
 from pydicom import FileDataset
 
-from dicom_node import codecs, pixelfile
 from dicom_node.errors import Permanent, Refused
+from dicom_node.pixels import codecs, pixelfile
 
 _MAX_PIXELS: Final = 64_000_000
 _GREY: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})

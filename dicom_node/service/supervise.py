@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from dicom_node import log, notify
-from dicom_node.process import SUPERVISED, catch_signals
+from dicom_node.service import log, notify
+from dicom_node.service.process import SUPERVISED, catch_signals
 
 _log = log.get(__name__)
 _TICK_SECONDS: Final = 0.1

@@ -21,11 +21,11 @@ from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 
-import dicom_node.quiet  # noqa: F401 - before any file is read
-from dicom_node import codecs
+import dicom_node.attributes.quiet  # noqa: F401 - before any file is read
+from dicom_node.attributes.identity import is_own_output, is_valid_uid
+from dicom_node.attributes.transcribe import KNOWN, MALFORMED
 from dicom_node.errors import Permanent, Refused
-from dicom_node.identity import is_own_output, is_valid_uid
-from dicom_node.transcribe import KNOWN, MALFORMED
+from dicom_node.pixels import codecs
 
 US_IMAGE: Final = uid.UltrasoundImageStorage
 US_MULTI_FRAME: Final = uid.UltrasoundMultiFrameImageStorage

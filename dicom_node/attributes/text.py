@@ -10,7 +10,7 @@ from pydicom.charset import convert_encodings, decode_bytes, encode_string
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
-from dicom_node.transcribe import raw_value
+from dicom_node.attributes.transcribe import raw_value
 
 _DELIMITERS = {0x0D, 0x0A, 0x09, 0x0C}
 

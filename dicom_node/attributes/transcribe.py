@@ -22,7 +22,7 @@ from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
-import dicom_node.quiet  # noqa: F401 - before any value is parsed
+import dicom_node.attributes.quiet  # noqa: F401 - before any value is parsed
 from dicom_node.errors import Permanent
 
 TEXT: Final = frozenset(

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from dicom_node import log
 from dicom_node.errors import NodeError, Permanent, Transient
-from dicom_node.retry import OUT_OF_MEMORY
+from dicom_node.service import log
+from dicom_node.service.retry import OUT_OF_MEMORY
 
 T = TypeVar("T")
 

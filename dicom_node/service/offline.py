@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError
-from dicom_node.folder import FileOutcome, FileStatus
 from dicom_node.pipeline import Despeckler, derive_files
+from dicom_node.service.folder import FileOutcome, FileStatus
 
 
 def process(inputs: list[Path], output: Path, despeckler: Despeckler, settings: Settings) -> int:

@@ -1,7 +1,7 @@
 """The ledger's sending side: one delivery for each derived instance and destination.
 
 A delivery goes from pending over sending and sent to confirmed (`DELIVERY_TRANSITIONS`); the
-stage of its instance follows from its deliveries. `ledger_confirmations` has the last step.
+stage of its instance follows from its deliveries. `confirmations` has the last step.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from dicom_node.audit import Event
 from dicom_node.errors import NodeError
-from dicom_node.ledger_arrivals import event_row
-from dicom_node.ledger_schema import (
+from dicom_node.ledger.arrivals import event_row
+from dicom_node.ledger.schema import (
     Database,
     Row,
     check_stage,
@@ -26,7 +26,7 @@ from dicom_node.ledger_schema import (
     instances,
     series,
 )
-from dicom_node.ledger_work import LeaseLost, failure
+from dicom_node.ledger.work import LeaseLost, failure
 from dicom_node.records import Delivery, DeliveryState, Stage
 
 _UNSENT: Final = (DeliveryState.PENDING, DeliveryState.SENDING)

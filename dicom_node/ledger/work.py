@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from dicom_node.audit import Event
 from dicom_node.errors import NodeError, Permanent, Transient
-from dicom_node.ledger_arrivals import event_row
-from dicom_node.ledger_schema import (
+from dicom_node.ledger.arrivals import event_row
+from dicom_node.ledger.schema import (
     Database,
     Row,
     UtcTime,

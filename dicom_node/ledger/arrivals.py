@@ -12,7 +12,7 @@ import structlog
 
 from dicom_node.audit import Event, EventName
 from dicom_node.errors import NodeError, Refused
-from dicom_node.ledger_schema import (
+from dicom_node.ledger.schema import (
     Database,
     Row,
     UtcTime,

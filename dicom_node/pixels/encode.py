@@ -21,12 +21,12 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.pixels.encoders.base import get_encoder
 
-import dicom_node.quiet  # noqa: F401 - before anything is written
-from dicom_node.colour import Frame
+import dicom_node.attributes.quiet  # noqa: F401 - before anything is written
+from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.attributes.transcribe import serialise
 from dicom_node.errors import Permanent
-from dicom_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_node.rle import encode_rle
-from dicom_node.transcribe import serialise
+from dicom_node.pixels.colour import Frame
+from dicom_node.pixels.rle import encode_rle
 
 _LONGEST: Final = 0xFFFFFFFE
 _CHUNK: Final = 1 << 20

@@ -27,14 +27,14 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 
-from dicom_node.errors import NodeError, Refused, Transient
-from dicom_node.identity import (
+from dicom_node.attributes.identity import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
     is_valid_uid,
 )
+from dicom_node.errors import NodeError, Refused, Transient
+from dicom_node.network.status import StoreStatus
 from dicom_node.spool import Spool, disk_errors
-from dicom_node.status import StoreStatus
 
 _COMMAND: Final = 0b01
 """Message control header: the fragment belongs to the command set, PS3.8 E.2."""

@@ -13,16 +13,16 @@ from typing import Final
 import sqlalchemy as sa
 
 from dicom_node.errors import NodeError, Permanent, Transient
-from dicom_node.ledger_deliveries import (
+from dicom_node.ledger.deliveries import (
     DeliveryLedger,
     bound_for,
     due_to_be_claimed,
     unleased,
 )
-from dicom_node.ledger_schema import Row, commitments, deliveries
-from dicom_node.ledger_work import failure
+from dicom_node.ledger.schema import Row, commitments, deliveries
+from dicom_node.ledger.work import failure
+from dicom_node.network.status import Verdict, describe, verdict
 from dicom_node.records import Delivery, DeliveryState
-from dicom_node.status import Verdict, describe, verdict
 
 _FIRST_PAUSE: Final = timedelta(seconds=5)
 _LONGEST_PAUSE: Final = timedelta(minutes=10)

@@ -18,13 +18,13 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from dicom_node import associate
 from dicom_node.audit import EventName, event
 from dicom_node.config import Settings
-from dicom_node.edge import guarded
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
+from dicom_node.network import associate
 from dicom_node.records import DeliveryState, Stage
+from dicom_node.service.edge import guarded
 
 _MB = 1_000_000
 _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}

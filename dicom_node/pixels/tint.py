@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.colour import Frame, luminance
-from dicom_node.morphology import Mask
+from dicom_node.pixels.colour import Frame, luminance
+from dicom_node.pixels.morphology import Mask
 
 _BIN: Final = 8
 _FEWEST: Final = 64

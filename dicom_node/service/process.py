@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, Final
 
-from dicom_node import log, notify
 from dicom_node.config import Settings
+from dicom_node.service import log, notify
 
 _log = log.get(__name__)
 _PULSE_SECONDS: Final = 1.0

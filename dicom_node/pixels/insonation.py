@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.morphology import (
+from dicom_node.pixels.morphology import (
     Mask,
     box_sum,
     components,

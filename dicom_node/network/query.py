@@ -12,10 +12,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
 )
 
-from dicom_node.associate import Context, accepts, associate, lost
 from dicom_node.config import Settings
 from dicom_node.errors import Permanent, Transient
-from dicom_node.status import Verdict, describe, verdict
+from dicom_node.network.associate import Context, accepts, associate, lost
+from dicom_node.network.status import Verdict, describe, verdict
 
 _FIND = Context(str(StudyRootQueryRetrieveInformationModelFind), str(ImplicitVRLittleEndian))
 

@@ -1,10 +1,10 @@
 """The queue and the record: every stage of every instance, in one database.
 
-The only SQL of the node, with `ledger_schema` (tables, transitions, connections),
-`ledger_arrivals` (receiver), `ledger_work` (stages and leases), `ledger_deliveries` and
-`ledger_confirmations` (destinations). SQLite in WAL mode with ``synchronous=FULL`` by default;
-PostgreSQL, where ``FOR UPDATE SKIP LOCKED`` keeps workers on several hosts apart. Safe to use
-from several threads and processes; every method is one transaction, durable when it returns.
+The only SQL of the node, with `schema` (tables, transitions, connections), `arrivals` (receiver),
+`work` (stages and leases), `deliveries` and `confirmations` (destinations). SQLite in WAL mode with
+``synchronous=FULL`` by default; PostgreSQL, where ``FOR UPDATE SKIP LOCKED`` keeps workers on
+several hosts apart. Safe to use from several threads and processes; every method is one
+transaction, durable when it returns.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Self
 import sqlalchemy as sa
 
 from dicom_node.audit import Event
-from dicom_node.ledger_arrivals import ArrivalLedger, event_of, event_row
-from dicom_node.ledger_confirmations import ConfirmationLedger
-from dicom_node.ledger_schema import Database, Row, deliveries, events, instances, open_series
-from dicom_node.ledger_work import LeaseLost, WorkLedger, instance_of
+from dicom_node.ledger.arrivals import ArrivalLedger, event_of, event_row
+from dicom_node.ledger.confirmations import ConfirmationLedger
+from dicom_node.ledger.schema import Database, Row, deliveries, events, instances, open_series
+from dicom_node.ledger.work import LeaseLost, WorkLedger, instance_of
 from dicom_node.records import DeliveryState, Instance, LastError, Overview, Stage
 
 __all__ = ["LeaseLost", "Ledger"]

@@ -20,8 +20,8 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
-from dicom_node.colour import Frame
 from dicom_node.errors import Permanent, Refused
+from dicom_node.pixels.colour import Frame
 
 NATIVE: Final = frozenset(
     {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}

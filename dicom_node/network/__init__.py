@@ -1,0 +1,1 @@
+"""How the node speaks DICOM: associations, contexts, statuses, streams of received objects."""

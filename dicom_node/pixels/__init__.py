@@ -1,0 +1,1 @@
+"""How pixels are read, judged and written: codecs, colour, the insonated area, encoding."""

@@ -1,0 +1,1 @@
+"""How the node runs and is run: processes, logs, retries, the administrator's tools."""
