@@ -1,22 +1,17 @@
-"""Empty ledgers for tests, on SQLite and, where ``DESPECKLE_TEST_POSTGRES`` is set, PostgreSQL.
-
-The variable holds a SQLAlchemy URL, such as
-``postgresql+pg8000://user@127.0.0.1:5432/despeckle_test``. Every table there is dropped.
-"""
+"""Empty ledgers for tests, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
 import sqlalchemy as sa
 
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import metadata
 from dicom_node.records import Delivery, DerivedIdentity, Instance, Stage
+from tests.postgres import postgresql_url
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -25,9 +20,7 @@ def empty_ledger_url(database: str, tmp_path: Path) -> str:
     """URL of a ledger without rows."""
     if database == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
-    url = os.environ.get("DESPECKLE_TEST_POSTGRES", "")
-    if not url:
-        pytest.skip("DESPECKLE_TEST_POSTGRES is not set: not tried on PostgreSQL")
+    url = postgresql_url()
     engine = sa.create_engine(url)
     metadata.drop_all(engine)
     engine.dispose()
