@@ -228,14 +228,17 @@ def _with_subtle_lesions(rng: np.random.Generator, db: Map) -> Map:
     They are far more frequent here than in patients, on purpose: the student's best guess at what
     it can hardly tell from speckle shrinks with how rare it is, and a lesion must not shrink.
     """
-    out = db
+    out = db.copy()
     for _ in range(int(rng.integers(4, 22))):
         radius = float(np.exp(rng.uniform(np.log(3.0), np.log(0.16 * min(db.shape)))))
-        centre = (rng.uniform(0, db.shape[0]), rng.uniform(0, db.shape[1]))
-        contrast = float(rng.choice([-1, 1]) * rng.uniform(2.0, 9.0))
-        distance = blob(rng, _shape(db), centre, radius, rng.choice([0.0, 0.0, 0.15]))
+        z, x = rng.uniform(0, db.shape[0]), rng.uniform(0, db.shape[1])
+        reach = 1.7 * radius + 3
+        top, left = max(0, int(z - reach)), max(0, int(x - reach))
+        part = out[top : int(z + reach), left : int(x + reach)]
+        lobes = rng.choice([0.0, 0.0, 0.15])
+        distance = blob(rng, _shape(part), (z - top, x - left), radius, lobes)
         inside = np.clip(distance / rng.uniform(0.5, 2.0) + 0.5, 0, 1)
-        out = np.asarray(out + contrast * inside, dtype=np.float32)
+        part += np.float32(rng.choice([-1, 1]) * rng.uniform(2.0, 9.0)) * inside
     return out
 
 
