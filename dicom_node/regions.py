@@ -179,13 +179,16 @@ def tissue_map(
     level = insonation.background_level(luminances[0], background)
     background |= insonation.bars(luminances[0], tolerance)
     drawn_on = np.abs(luminances[0].astype(np.int16) - level) <= tolerance
-    found = insonation.views(area & ~background & ~coloured & ~drawn_on)
+    letters = insonation.lettering(luminances[0])
+    textured = area & ~background & ~coloured & ~drawn_on & ~letters
     if source == "estimated":
-        found = _unambiguous(found)
+        found = _unambiguous(insonation.views(textured))
+    else:
+        found = insonation.views(textured, insonation.COMPARABLE_IN_REGION)
     if not found:
         return TissueMap(np.zeros(shape, bool), source, curve)
     views = np.logical_or.reduce(found) & area
-    allowed = views & ~background & ~insonation.furniture(luminances)
+    allowed = views & ~background & ~letters & ~insonation.furniture(luminances)
     outside = ~dilate(views, 2)
     levels = insonation.overlay_levels(luminances[0], outside & ~coloured)
     allowed &= ~insonation.strokes(luminances, levels, lossy=lossy)

@@ -255,23 +255,27 @@ def _report(
 ) -> int:
     """Check and show what came back; 0 if all of it is right."""
     stages = list(dict.fromkeys(name for _, seconds in rows for name in seconds))
-    table = Table("object", "frames", "changed", *(f"{name} s" for name in stages), "result")
+    columns = [["frames", "pixels changed", *(f"{name}, s" for name in stages), "result"]]
     lines = []
     failed = False
     for sample, (uid, seconds) in zip(samples, rows, strict=True):
         comparison, problems = _judge(sample, uid, pacs)
         failed = failed or bool(problems)
-        table.add_row(
-            sample.name,
-            str(comparison.frames) if comparison else "-",
-            f"{100 * comparison.changed_share:.1f} %" if comparison else "-",
-            *(f"{seconds[name]:.2f}" if name in seconds else "-" for name in stages),
-            "[red]" + "; ".join(problems) + "[/]" if problems else "[green]right[/]",
+        columns.append(
+            [
+                str(comparison.frames) if comparison else "-",
+                f"{100 * comparison.changed_share:.1f} %" if comparison else "-",
+                *(f"{seconds[name]:.2f}" if name in seconds else "-" for name in stages),
+                "[red]" + "; ".join(problems) + "[/]" if problems else "[green]right[/]",
+            ]
         )
         if comparison:
             picture = output / "pictures" / f"{sample.name}.png"
             write_panel(comparison.before, comparison.after, picture)
             lines += [f"{sample.name}:", f"  {pacs.held[uid]}", f"  {picture}"]
+    table = Table("", *(sample.name for sample in samples))
+    for row in zip(*columns, strict=True):
+        table.add_row(*row)
     console.print(table)
     console.print("\n".join(lines), soft_wrap=True)
     console.print(f"the node's log: {output / 'node.log'}", soft_wrap=True)

@@ -29,14 +29,19 @@ Luminance = NDArray[np.uint8]
 _FLAT_RADIUS: Final = 2
 _WIDE_RADIUS: Final = 6
 _BLOCKS_ACROSS: Final = 72
+_SMALLEST_BLOCK: Final = 8
+"""Pixels; covers a line of text with its spacing, so that text is not dense."""
 _DENSE: Final = 0.5
 """Share of a block that must carry texture; text covers less of the area it is set in."""
-_COMPARABLE: Final = 0.2
-"""Components down to this share of the largest one's area are views of their own."""
+COMPARABLE: Final = 0.2
+"""Components down to this share of the largest one's area are views of their own ..."""
+COMPARABLE_IN_REGION: Final = 0.04
+"""... and in a region that the scanner states, walls beyond a dark chamber, say, down to this."""
 _COARSEST: Final = 16
 _BAR_WIDTH, _BAR_LENGTH, _BAR_CHANGE = 5, 16, 8
 _HARD: Final = 60
 """Grey levels by which an overlay stands out from what lies under it."""
+_LETTER_EDGE, _LETTER_GROUND, _LETTER_INK = 110, 30, 150
 _SMALLEST: Final = 0.01
 """Share of the image below which nothing counts as a view."""
 
@@ -80,7 +85,7 @@ def background_level(luminance: Luminance, uniform: Mask) -> int:
     return int(np.bincount(luminance[uniform], minlength=256).argmax())
 
 
-def views(textured: Mask) -> list[Mask]:
+def views(textured: Mask, comparable: float = COMPARABLE) -> list[Mask]:
     """The areas densely covered with texture, the largest first, as masks of the image.
 
     Works on blocks of pixels: text, scales and bars are too sparse or too small there. Each
@@ -91,9 +96,11 @@ def views(textured: Mask) -> list[Mask]:
     ----------
     textured : ndarray, (rows, columns), bool
         Grey pixels that are not flat.
+    comparable : float
+        Smallest area of a view, as a share of the largest one's.
     """
     rows, columns = textured.shape
-    side = max(4, min(rows, columns) // _BLOCKS_ACROSS)
+    side = max(_SMALLEST_BLOCK, min(rows, columns) // _BLOCKS_ACROSS)
     high, wide = -(-rows // side), -(-columns // side)
     padded = np.zeros((high * side, wide * side), np.float32)
     padded[:rows, :columns] = textured
@@ -103,7 +110,7 @@ def views(textured: Mask) -> list[Mask]:
     found = components(core)
     if not found:
         return []
-    smallest = max(_COMPARABLE * found[0].sum(), _SMALLEST * core.size)
+    smallest = max(comparable * found[0].sum(), _SMALLEST * core.size)
 
     def pixels(blocks: Mask) -> Mask:
         return np.repeat(np.repeat(blocks, side, 0), side, 1)[:rows, :columns]
@@ -143,6 +150,24 @@ def overlay_levels(luminance: Luminance, outside: Mask) -> list[int]:
     counts = np.bincount(luminance[thin], minlength=256)
     enough = max(60, counts.sum() // 10)
     return [int(level) for level in np.flatnonzero(counts >= enough)]
+
+
+def lettering(luminance: Luminance) -> Mask:
+    """Where text is set, however smoothed its strokes: hard edges against black, densely.
+
+    Letters swing from near black to bright all over, and have little between; speckle is limited
+    to the bandwidth of the scanner, and most of it lies between.
+    """
+    low, high = window_extremes(luminance, 1)
+    ground = luminance <= _LETTER_GROUND
+    hard = (high.astype(np.int16) - low >= _LETTER_EDGE) & (low <= _LETTER_GROUND)
+    window = 7 * 7
+    dense = (
+        (box_sum(hard, 3) >= 0.45 * window)
+        & (box_sum(ground, 3) >= 0.3 * window)
+        & (box_sum(luminance >= _LETTER_INK, 3) >= 0.12 * window)
+    )
+    return dilate(dense, 4) if dense.any() else dense
 
 
 def strokes(luminances: Sequence[Luminance], levels: Sequence[int], *, lossy: bool) -> Mask:

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFilter
 from pydicom.dataset import Dataset
 
 from dicom_node.config import RegionsSection
 from dicom_node.decode import Geometry
 from dicom_node.errors import Permanent
+from dicom_node.pixels.insonation import lettering
 from dicom_node.regions import (
     prove_untouched,
     read_regions,
@@ -16,6 +18,7 @@ from dicom_node.regions import (
     tissue_map,
     tissue_pixels,
 )
+from model.data import validation_set
 from tests.builders import region, speckle
 
 ROWS, COLUMNS = 240, 320
@@ -166,6 +169,26 @@ def test_text_over_tissue_stays_if_text_elsewhere_has_its_level() -> None:
     found = mapped(image, WHOLE)
     assert not found.allowed[over].any()
     assert found.allowed[60:90, 80:240].mean() > 0.95
+
+
+def test_smoothed_text_close_to_the_tissue_stays() -> None:
+    frames = display()
+    canvas = Image.new("L", (COLUMNS, ROWS))
+    pen = ImageDraw.Draw(canvas)
+    for line in range(3):
+        pen.text((62, 4 + 11 * line), "MSCSKEL 78F78 44CG43", fill=230)
+    small = canvas.filter(ImageFilter.GaussianBlur(0.45))
+    text = np.asarray(small)[:38]
+    frames[0, :38] = np.maximum(frames[0, :38], text)
+    for regions in (None, WHOLE):
+        tissue = mapped(frames, regions)
+        assert not tissue.allowed[:36].any()
+        assert tissue.allowed[50:190, 70:250].mean() > 0.9
+
+
+def test_speckle_of_the_simulator_is_not_taken_for_text() -> None:
+    for scene in validation_set(8):
+        assert lettering(scene.noisy).mean() < 0.02
 
 
 def test_what_stands_still_in_a_moving_cine_stays() -> None:
