@@ -1,0 +1,50 @@
+"""The terms of the training loss: what each asks for, and that none seeks the median."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.losses import TERMS, charbonnier, retention
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    target = torch.rand(2, 1, 64, 64)
+    return target, (target + 0.1 * torch.randn_like(target)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", sorted(set(TERMS) - {"retention", "log_mse"}))
+def test_a_perfect_output_costs_nothing_and_a_worse_one_more(images, name):
+    target, noisy = images
+    term = TERMS[name]
+    assert float(term(target, target, noisy)) == pytest.approx(0, abs=1e-6)
+    near, far = target + 0.02 * torch.randn_like(target), target + 0.1 * torch.randn_like(target)
+    assert 0 < float(term(near, target, noisy)) < float(term(far, target, noisy))
+
+
+def test_log_mse_is_the_psnr_in_other_units(images):
+    target, noisy = images
+    decibels = torch.stack(
+        [-10 * torch.log10(((n - t) ** 2).mean()) for n, t in zip(noisy, target, strict=True)]
+    )
+    loss = TERMS["log_mse"](noisy, target, noisy)
+    assert float(-10 / torch.log(torch.tensor(10.0)) * loss) == pytest.approx(
+        float(decibels.mean()), abs=0.01
+    )
+
+
+def test_the_mean_costs_less_than_the_median():
+    # A place that is faintly bright in one image of three: flat is the median, a third the mean.
+    target = torch.tensor([0.0, 0.0, 0.03]).reshape(3, 1, 1, 1).expand(3, 1, 32, 32)
+    mean, median = torch.full_like(target, 0.01), torch.zeros_like(target)
+    assert charbonnier(mean, target, target) < charbonnier(median, target, target)
+
+
+def test_retention_asks_for_what_is_large_in_the_input_and_for_nothing_fine():
+    coarse = F.interpolate(torch.rand(1, 1, 4, 4), size=96, mode="bicubic")
+    fine = 0.2 * (-1.0) ** torch.arange(96).reshape(1, 1, 1, 96).expand(1, 1, 96, 96)
+    noisy = coarse + fine
+    flat = torch.full_like(coarse, float(coarse.mean()))
+    assert float(retention(coarse, flat, noisy)) == pytest.approx(0, abs=1e-5)
+    assert float(retention(flat, flat, noisy)) > 0.02
