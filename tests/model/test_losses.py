@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import interpolate
 
 from model.losses import TERMS, charbonnier, retention
 
@@ -42,7 +42,7 @@ def test_the_mean_costs_less_than_the_median():
 
 
 def test_retention_asks_for_what_is_large_in_the_input_and_for_nothing_fine():
-    coarse = F.interpolate(torch.rand(1, 1, 4, 4), size=96, mode="bicubic")
+    coarse = interpolate(torch.rand(1, 1, 4, 4), size=96, mode="bicubic")
     fine = 0.2 * (-1.0) ** torch.arange(96).reshape(1, 1, 1, 96).expand(1, 1, 96, 96)
     noisy = coarse + fine
     flat = torch.full_like(coarse, float(coarse.mean()))
