@@ -75,8 +75,8 @@ def _options(
 @app.command()
 def serve(config: Config = None) -> None:
     """Run receiver and worker as two processes, and start them again if they end."""
+    from dicom_node.commands.supervise import Supervisor
     from dicom_node.service import log
-    from dicom_node.service.supervise import Supervisor
 
     path, settings = _settings(config)
     log.configure(settings.log, "serve")
@@ -138,8 +138,9 @@ def process_files(
     config: Config = None,
 ) -> None:
     """Derive despeckled objects from files, without a network."""
+    from dicom_node.commands import offline
     from dicom_node.despeckle import Despeckler
-    from dicom_node.service import log, offline
+    from dicom_node.service import log
 
     _, settings = _settings(config)
     log.configure(settings.log.model_copy(update={"level": "error", "format": "console"}))
@@ -153,7 +154,7 @@ def process_files(
 @app.command("check-config")
 def check_config(config: Config = None) -> None:
     """Check a configuration and what it names: files, folders, ports, the model bundle."""
-    from dicom_node.service import administer
+    from dicom_node.commands import administer
 
     path, settings = _settings(config)
     raise typer.Exit(administer.check(settings, path))
@@ -162,7 +163,8 @@ def check_config(config: Config = None) -> None:
 @app.command()
 def echo(config: Config = None) -> None:
     """C-ECHO every peer that the node calls; fails if one of them does not answer."""
-    from dicom_node.service import administer, log
+    from dicom_node.commands import administer
+    from dicom_node.service import log
 
     _, settings = _settings(config)
     log.silence_libraries()
@@ -172,7 +174,7 @@ def echo(config: Config = None) -> None:
 @app.command()
 def status(config: Config = None) -> None:
     """Show the queue, deliveries, last errors and free disk."""
-    from dicom_node.service import administer
+    from dicom_node.commands import administer
 
     _, settings = _settings(config)
     with _ledger(settings, must_exist=True) as ledger:
@@ -188,7 +190,7 @@ def retry(
     config: Config = None,
 ) -> None:
     """Set parked work going again, in the stage in which it failed."""
-    from dicom_node.service import administer
+    from dicom_node.commands import administer
 
     if (uid is None) is not everything:
         raise typer.BadParameter("give either a UID or --all")

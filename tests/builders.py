@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import dcmwrite, uid
+from pydicom import dcmread, dcmwrite, uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders.base import get_encoder
@@ -320,3 +320,17 @@ def _header(multi_frame: bool, patient: str, study: int, series: int, instance: 
     ds.Laterality = ""
     ds.LossyImageCompression = "00"
     return ds
+
+
+def write_series(folder: Path, count: int, **options: Any) -> list[Path]:
+    """Files of one series, instances 1 to `count`; see `write_us_instance`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        write_us_instance(folder / f"{number}.dcm", instance=number, seed=number, **options)
+        for number in range(1, count + 1)
+    ]
+
+
+def uid_of(path: Path) -> str:
+    """(0008,0018) *SOP Instance UID* of a file."""
+    return str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)

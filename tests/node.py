@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import pytest
 
+from dicom_node.commands.supervise import Listener
 from dicom_node.config import Settings, load
 from dicom_node.ledger import Ledger
 from dicom_node.records import Instance, Stage
-from dicom_node.service.supervise import Listener
 from tests.peers import LOOPBACK, free_port, wait_until
 
 AE_TITLE = "DESPECKLE"

@@ -1,1 +1,1 @@
-"""How the node runs and is run: processes, logs, retries, the administrator's tools."""
+"""What every process of the node needs: logs, signals, readiness, retries, timings."""

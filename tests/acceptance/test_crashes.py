@@ -7,43 +7,16 @@ import re
 import subprocess
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
-from pydicom import dcmread
 
 from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.records import DeliveryState, Stage
-from tests.builders import write_us_instance
+from tests.builders import uid_of, write_series
 from tests.node import Node
 from tests.peers import LOOPBACK, dcmsend, require_program, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer]
-
-
-def uid_of(path: Path) -> str:
-    return str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)
-
-
-def series(folder: Path, count: int, **options) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        write_us_instance(folder / f"{number}.dcm", instance=number, seed=number, **options)
-        for number in range(1, count + 1)
-    ]
-
-
-@pytest.fixture
-def pacs(tmp_path):
-    with EmbeddedPacs(tmp_path / "pacs") as one:
-        yield one
-
-
-@pytest.fixture
-def node(tmp_path, pacs):
-    with Node(tmp_path / "node", pacs.port) as one:
-        pacs.report_to = ("DESPECKLE", LOOPBACK, one.port)
-        yield one
 
 
 def assert_all_arrived_once(pacs: EmbeddedPacs, rows) -> None:
@@ -55,7 +28,7 @@ def assert_all_arrived_once(pacs: EmbeddedPacs, rows) -> None:
 
 
 def test_worker_killed_while_it_derives(tmp_path, node, pacs):
-    sources = series(tmp_path / "in", 2, frames=60, rows=240, columns=320)
+    sources = write_series(tmp_path / "in", 2, frames=60, rows=240, columns=320)
     node.start("receive")
     dcmsend(node.port, sources)
     node.start("work")
@@ -69,7 +42,7 @@ def test_worker_killed_while_it_derives(tmp_path, node, pacs):
 
 def test_worker_killed_after_the_pacs_has_stored_and_before_it_knows(tmp_path, node, pacs):
     """The delivery is in SENDING; the PACS is asked by C-FIND and gets nothing twice."""
-    sources = series(tmp_path / "in", 3)
+    sources = write_series(tmp_path / "in", 3)
     killed = threading.Event()
 
     def store_and_kill(_uid: str) -> int:
@@ -93,7 +66,7 @@ def test_worker_killed_after_the_pacs_has_stored_and_before_it_knows(tmp_path, n
 
 
 def test_worker_killed_between_commitment_request_and_report(tmp_path, node, pacs):
-    sources = series(tmp_path / "in", 2)
+    sources = write_series(tmp_path / "in", 2)
     killed = threading.Event()
     judge = pacs._judge
 
@@ -120,7 +93,7 @@ def test_worker_killed_between_commitment_request_and_report(tmp_path, node, pac
 
 def test_receiver_dead_when_the_report_comes(tmp_path, node, pacs):
     """The report is lost; the worker asks again with a new transaction."""
-    (source,) = series(tmp_path / "in", 1)
+    (source,) = write_series(tmp_path / "in", 1)
     killed = threading.Event()
     judge = pacs._judge
 
@@ -143,7 +116,7 @@ def test_receiver_dead_when_the_report_comes(tmp_path, node, pacs):
 def test_receiver_killed_again_and_again_while_scanners_send(tmp_path, node, pacs):
     """What was answered with 0x0000 arrives; the scanner repeats only the rest."""
     require_program("dcmsend")
-    sources = series(tmp_path / "in", 40, rows=200, columns=200)
+    sources = write_series(tmp_path / "in", 40, rows=200, columns=200)
     left = {uid_of(path): path for path in sources}
     acknowledged: set[str] = set()
     random_ = random.Random(1)
@@ -191,7 +164,7 @@ def acknowledged_in(output: str) -> set[str]:
 
 
 def test_worker_killed_at_random_moments(tmp_path, node, pacs):
-    sources = series(tmp_path / "in", 10, frames=4, rows=160, columns=200)
+    sources = write_series(tmp_path / "in", 10, frames=4, rows=160, columns=200)
     uids = [uid_of(path) for path in sources]
     random_ = random.Random(2)
     node.start("receive")
@@ -214,7 +187,7 @@ def test_worker_killed_at_random_moments(tmp_path, node, pacs):
 
 
 def test_worker_stopped_in_the_middle_gives_its_work_back_at_once(tmp_path, node, pacs):
-    sources = series(tmp_path / "in", 2, frames=200, rows=300, columns=400)
+    sources = write_series(tmp_path / "in", 2, frames=200, rows=300, columns=400)
     node.start("receive")
     dcmsend(node.port, sources)
     node.start("work")
@@ -233,7 +206,7 @@ def test_worker_stopped_in_the_middle_gives_its_work_back_at_once(tmp_path, node
 
 
 def test_nothing_is_left_behind_in_the_spool_of_a_killed_worker(tmp_path, node, pacs):
-    (source,) = series(tmp_path / "in", 1, frames=60, rows=240, columns=320)
+    (source,) = write_series(tmp_path / "in", 1, frames=60, rows=240, columns=320)
     node.start("receive")
     dcmsend(node.port, [source])
     node.start("work")

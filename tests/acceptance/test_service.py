@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.records import DeliveryState, Stage
-from tests.builders import write_us_instance
+from tests.builders import uid_of, write_series, write_us_instance
 from tests.node import Node
 from tests.peers import (
-    LOOPBACK,
     dcentvfy,
     dciodvfy,
     dcmsend,
@@ -30,32 +28,6 @@ from tests.peers import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-def uid_of(path: Path) -> str:
-    return str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)
-
-
-def series(folder: Path, count: int, **options) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        write_us_instance(folder / f"{number}.dcm", instance=number, seed=number, **options)
-        for number in range(1, count + 1)
-    ]
-
-
-@pytest.fixture
-def pacs(tmp_path):
-    """An embedded PACS; `node` tells it where to report."""
-    with EmbeddedPacs(tmp_path / "pacs") as one:
-        yield one
-
-
-@pytest.fixture
-def node(tmp_path, pacs):
-    with Node(tmp_path / "node", pacs.port) as one:
-        pacs.report_to = ("DESPECKLE", LOOPBACK, one.port)
-        yield one
 
 
 @pytest.mark.peer
@@ -95,7 +67,7 @@ def test_scanner_to_orthanc_and_back(tmp_path, examples):
 
 
 def test_late_instance_joins_the_same_derived_series(tmp_path, node, pacs):
-    first, second, late = series(tmp_path / "in", 3)
+    first, second, late = write_series(tmp_path / "in", 3)
     node.start("receive")
     node.start("work")
     dcmsend(node.port, [first, second])
@@ -108,7 +80,7 @@ def test_late_instance_joins_the_same_derived_series(tmp_path, node, pacs):
 
 
 def test_derived_series_that_the_pacs_routes_back_is_left_alone(tmp_path, node, pacs):
-    (source,) = series(tmp_path / "in", 1)
+    (source,) = write_series(tmp_path / "in", 1)
     node.start("receive")
     node.start("work")
     dcmsend(node.port, [source])
@@ -123,7 +95,7 @@ def test_derived_series_that_the_pacs_routes_back_is_left_alone(tmp_path, node, 
 
 
 def test_pacs_that_is_down_gets_everything_when_it_is_back(tmp_path, node, pacs):
-    sources = series(tmp_path / "in", 2)
+    sources = write_series(tmp_path / "in", 2)
     port = pacs.port
     pacs.stop()
     node.start("receive")
@@ -138,7 +110,7 @@ def test_pacs_that_is_down_gets_everything_when_it_is_back(tmp_path, node, pacs)
 
 
 def test_bad_objects_are_answered_or_parked_and_the_service_goes_on(tmp_path, node, pacs):
-    good, damaged = series(tmp_path / "in", 2)
+    good, damaged = write_series(tmp_path / "in", 2)
     dataset = dcmread(damaged)
     dataset.PixelData = dataset.PixelData[: len(dataset.PixelData) // 2 // 2 * 2]
     dataset.save_as(damaged)
@@ -210,7 +182,7 @@ def test_second_signal_is_not_needed_and_logs_say_why_it_ended(tmp_path, node):
 
 
 def test_supervisor_starts_a_dead_child_again(tmp_path, node, pacs):
-    (source,) = series(tmp_path / "in", 1)
+    (source,) = write_series(tmp_path / "in", 1)
     node.start("serve")
     first = _child_pid(node, "receive")
     subprocess.run(["kill", "-9", str(first)], check=True)
@@ -228,7 +200,7 @@ def test_children_do_not_outlive_their_supervisor(tmp_path, node):
 
 
 def test_every_delivery_is_confirmed_in_the_ledger(tmp_path, node, pacs):
-    sources = series(tmp_path / "in", 2)
+    sources = write_series(tmp_path / "in", 2)
     node.start("receive")
     node.start("work")
     dcmsend(node.port, sources)

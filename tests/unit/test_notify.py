@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import socket
 
+from dicom_node.commands.supervise import Listener
 from dicom_node.service import notify
-from dicom_node.service.supervise import Listener
 
 
 def test_messages_reach_the_socket_that_the_environment_names(tmp_path, monkeypatch):
