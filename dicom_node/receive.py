@@ -127,7 +127,7 @@ class Receiver:
         if self._server is not None and self._server.socket is not None:
             # pynetdicom lets five connections wait, and a sixth try again after a second.
             self._server.socket.listen(_BACKLOG)
-        _log.info("receive.started", host=section.host, port=self.port)
+        _log.info("receive-started", host=section.host, port=self.port)
 
     @property
     def port(self) -> int:
@@ -150,7 +150,7 @@ class Receiver:
                 reactor.hang_up(association)
         _wait_until(lambda: not self._connected, _LAST_SECONDS)
         self._ledger.forget_associations(self._name)
-        _log.info("receive.stopped")
+        _log.info("receive-stopped")
 
     def __enter__(self) -> Self:
         self.start()
@@ -185,7 +185,7 @@ class Receiver:
             if refused is None:
                 self._check_room()
         except Transient as error:
-            _log.error("receive.unable", code=error.code, error=error.message)
+            _log.error("receive-unable", code=error.code, message=error.message)
             refused = LOCAL_LIMIT
         with self._lock:
             if refused is None and len(self._open) >= self._settings.receive.max_associations:
@@ -193,10 +193,10 @@ class Receiver:
             if refused is None:
                 self._open.add(association)
         if refused is None:
-            _log.info("receive.association", calling_ae=calling, address=address)
+            _log.info("receive-association", calling_ae=calling, address=address)
             return
         _log.warning(
-            "receive.rejected",
+            "receive-rejected",
             calling_ae=calling,
             called_ae=called,
             address=address,
@@ -228,7 +228,7 @@ class Receiver:
             self._ledger.close_association(name)
         except NodeError as error:
             # Its series wait for their hard limit instead; nothing is lost.
-            _log.error("receive.unable", code=error.code, error=error.message)
+            _log.error("receive-unable", code=error.code, message=error.message)
 
     def _on_echo(self, event: evt.Event) -> int:
         """Answer C-ECHO, PS3.4 A.4; needs neither disk nor ledger."""
@@ -249,15 +249,15 @@ class Receiver:
         except NodeError as error:
             status = _status_of(error)
             _log.warning(
-                "receive.refused",
+                "receive-refused",
                 calling_ae=calling_ae,
                 status=status.name,
                 code=error.code,
-                error=error.message,
+                message=error.message,
             )
             return _answer(status, error.message)
         except Exception as error:  # noqa: BLE001 - the edge of the receiving process
-            _log.error("receive.failed", exception=type(error).__name__, place=log.place(error))
+            _log.error("receive-failed", exception=type(error).__name__, place=log.place(error))
             return _answer(StoreStatus.PROCESSING_FAILURE, "unexpected error; see the node's log")
         finally:
             received.discard()
@@ -314,10 +314,10 @@ class Receiver:
                 report.transaction_uid, report.confirmed, report.failed
             )
         except NodeError as error:
-            _log.error("receive.unable", code=error.code, error=error.message)
+            _log.error("receive-unable", code=error.code, message=error.message)
             return int(StoreStatus.PROCESSING_FAILURE), None
         _log.info(
-            "receive.commitment-report",
+            "receive-commitment-report",
             transaction_uid=report.transaction_uid,
             confirmed=len(report.confirmed),
             failed=len(report.failed),
