@@ -4,7 +4,7 @@ Each network runs in every precision that torch has on this machine, the two tak
 judged by its best. Prints the ratio, frames a second, and how far the student's best precision
 departs from float32. No figure is asserted: clocks differ.
 
-    python benchmarks/student_speed.py --bundle clinical
+    python benchmarks/student_speed.py [--bundle NAME]
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def picture(path: Path | None, rows: int, columns: int) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", help="name or folder; without it the untrained architecture")
+    parser.add_argument(
+        "--bundle", default="quality", help='name or folder; "" is the untrained architecture'
+    )
     parser.add_argument("--image", type=Path, help="picture to run on; default: a simulated one")
     parser.add_argument("--rows", type=int, default=768)
     parser.add_argument("--columns", type=int, default=1024)

@@ -179,8 +179,8 @@ def tissue_map(
     level = insonation.background_level(luminances[0], background)
     background |= insonation.bars(luminances[0], tolerance)
     drawn_on = np.abs(luminances[0].astype(np.int16) - level) <= tolerance
-    letters = insonation.lettering(luminances[0])
-    textured = area & ~background & ~coloured & ~drawn_on & ~letters
+    drawings = insonation.lettering(luminances[0]) | insonation.ruled(luminances[0])
+    textured = area & ~background & ~coloured & ~drawn_on & ~drawings
     if source == "estimated":
         found = _unambiguous(insonation.views(textured))
     else:
@@ -188,7 +188,7 @@ def tissue_map(
     if not found:
         return TissueMap(np.zeros(shape, bool), source, curve)
     views = np.logical_or.reduce(found) & area
-    allowed = views & ~background & ~letters & ~insonation.furniture(luminances)
+    allowed = views & ~background & ~drawings & ~insonation.furniture(luminances)
     outside = ~dilate(views, 2)
     levels = insonation.overlay_levels(luminances[0], outside & ~coloured)
     allowed &= ~insonation.strokes(luminances, levels, lossy=lossy)

@@ -41,6 +41,7 @@ _COARSEST: Final = 16
 _BAR_WIDTH, _BAR_LENGTH, _BAR_CHANGE = 5, 16, 8
 _HARD: Final = 60
 """Grey levels by which an overlay stands out from what lies under it."""
+_LINE_LENGTH, _LINE_REACH, _LINE_LEVEL, _LINE_STEP, _LINE_CHANGE = 24, 3, 90, 40, 10
 _LETTER_EDGE, _LETTER_GROUND, _LETTER_INK = 110, 30, 150
 _SMALLEST: Final = 0.01
 """Share of the image below which nothing counts as a view."""
@@ -221,6 +222,35 @@ def _upright_bars(image: Luminance, tolerance: int) -> Mask:
             strip[shift : shift + len(starts), half : half + starts.shape[1]] |= starts
         strip = dilate(strip, half + 1)
     return strip
+
+
+def ruled(luminance: Luminance) -> Mask:
+    """Thin, straight lines along rows or columns, as boxes and scales are drawn, with a margin.
+
+    Even in brightness over a tenth of the display and darker on both sides; no interface in tissue
+    keeps to one column or row, and to one brightness, for so long.
+    """
+    return _upright_lines(luminance) | _upright_lines(luminance.T).T
+
+
+def _upright_lines(image: Luminance) -> Mask:
+    rows, columns = image.shape
+    length = max(_LINE_LENGTH, min(rows, columns) // 10)
+    found = np.zeros(image.shape, bool)
+    if rows <= length or columns <= 2 * _LINE_REACH:
+        return found
+    values = image.astype(np.int16)
+    middle = values[:, _LINE_REACH:-_LINE_REACH]
+    beside = np.maximum(values[:, : -2 * _LINE_REACH], values[:, 2 * _LINE_REACH :])
+    drawn = (middle >= _LINE_LEVEL) & (middle - beside >= _LINE_STEP)
+    even = np.abs(np.diff(middle, axis=0)) <= _LINE_CHANGE
+    starts = _runs(drawn[1:] & drawn[:-1] & even, length)
+    if starts.any():
+        inner = found[:, _LINE_REACH:-_LINE_REACH]
+        for shift in range(length + 1):
+            inner[shift : shift + len(starts)] |= starts
+        found = dilate(found, 1)
+    return found
 
 
 def _runs(mask: Mask, length: int) -> Mask:

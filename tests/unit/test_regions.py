@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from dicom_node.config import RegionsSection
 from dicom_node.decode import Geometry
 from dicom_node.errors import Permanent
-from dicom_node.pixels.insonation import lettering
+from dicom_node.pixels.insonation import lettering, ruled
 from dicom_node.regions import (
     prove_untouched,
     read_regions,
@@ -186,9 +186,19 @@ def test_smoothed_text_close_to_the_tissue_stays() -> None:
         assert tissue.allowed[50:190, 70:250].mean() > 0.9
 
 
-def test_speckle_of_the_simulator_is_not_taken_for_text() -> None:
+def test_box_drawn_over_tissue_stays_without_text_elsewhere() -> None:
+    frames = display()
+    box = np.zeros((ROWS, COLUMNS), bool)
+    box[80:160, 100] = box[80:160, 200] = box[80, 100:201] = box[159, 100:201] = True
+    frames[0, 40:200, 60:260] //= 2
+    frames[0][box] = 215
+    assert not mapped(frames, WHOLE).allowed[box].any()
+
+
+def test_speckle_of_the_simulator_is_taken_neither_for_text_nor_for_lines() -> None:
     for scene in validation_set(8):
         assert lettering(scene.noisy).mean() < 0.02
+        assert ruled(scene.noisy).mean() < 0.005
 
 
 def test_what_stands_still_in_a_moving_cine_stays() -> None:
