@@ -5,8 +5,9 @@
 Sends the same objects with DCMTK's dcmsend to this node's receiver, in a process of its own,
 and to storescp, in turn, and prints the ratios of their throughputs (above 1: the node is
 faster). The node makes every object durable before it answers; storescp does not. storescp runs
-with ``--fork``, so that it too serves associations at the same time, and with the same PDU
-size. Prints the receiver's peak memory for four large cines at once, and its median C-ECHO.
+with the same PDU size, once as it is by default, one association after the other, and once with
+``--fork``, a process for each association. Prints the receiver's peak memory for four large
+cines at once, and its median C-ECHO.
 """
 
 from __future__ import annotations
@@ -124,12 +125,12 @@ def node(folder: Path) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def storescp(folder: Path) -> Iterator[tuple[int, int]]:
+def storescp(folder: Path, *options: str) -> Iterator[tuple[int, int]]:
     """DCMTK's storescp: (port, process id)."""
     state = Path(tempfile.mkdtemp(dir=folder, prefix="storescp-"))
     port = free_port()
     process = subprocess.Popen(
-        [program("storescp"), "--fork", "--max-pdu", str(PDU), "-od", str(state), str(port)],
+        [program("storescp"), *options, "--max-pdu", str(PDU), "-od", str(state), str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -153,15 +154,16 @@ def send(port: int, shares: Sequence[Sequence[Path]]) -> float:
     return time.perf_counter() - began
 
 
-def rounds(folder: Path, shares: Sequence[Sequence[Path]], count: int) -> tuple[float, float]:
-    """Best seconds of the node and of storescp, in turn so that both see the same machine."""
-    ours, theirs = [], []
+def rounds(folder: Path, shares: Sequence[Sequence[Path]], count: int) -> list[float]:
+    """Best seconds of each receiver, in turn so that all see the same machine."""
+    receivers = (node, storescp, lambda where: storescp(where, "--fork"))
+    results: list[list[float]] = [[] for _ in receivers]
     for _ in range(count):
-        for peer, results in ((node, ours), (storescp, theirs)):
-            with peer(folder) as (port, _process):
+        for receiver, seconds in zip(receivers, results, strict=True):
+            with receiver(folder) as (port, _process):
                 os.sync()  # what the one before left in the page cache is not on this one's bill
-                results.append(send(port, shares))
-    return min(ours), min(theirs)
+                seconds.append(send(port, shares))
+    return [min(seconds) for seconds in results]
 
 
 def peak_memory(folder: Path, cines: Sequence[Path]) -> float:
@@ -202,18 +204,17 @@ def main() -> None:
             write_instance(path, CINE_FRAMES, 768, 1024, 3)
         for path in images:
             write_instance(path, 1, 480, 640, 1)
-        print(f"{'':34}{'node':>12}{'storescp':>12}{'ratio':>8}")
+        print(f"{'':30}{'node':>12}{'storescp':>12}{'ratio':>7}{'--fork':>12}{'ratio':>7}")
         for label, paths in (("144 MB cine", cines), ("307 kB image", images)):
             megabytes = sum(path.stat().st_size for path in paths) / 1e6
             for senders in (1, 4):
                 shares = [paths[first::senders] for first in range(senders)]
-                ours, theirs = rounds(folder, shares, count)
+                ours, *others = rounds(folder, shares, count)
                 title = f"{len(paths)} x {label}, {senders} sender{'s' * (senders > 1)}"
-                print(
-                    f"{title:34}{megabytes / ours:7.0f} MB/s{megabytes / theirs:7.0f} MB/s"
-                    f"{theirs / ours:8.2f}",
-                    flush=True,
-                )
+                line = f"{title:30}{megabytes / ours:7.0f} MB/s"
+                for theirs in others:
+                    line += f"{megabytes / theirs:7.0f} MB/s{theirs / ours:7.2f}"
+                print(line, flush=True)
         print(f"peak memory, {CINES} cines at once: {peak_memory(folder, cines):.0f} MB")
         print(f"C-ECHO, median of whole associations: {echo(folder) * 1000:.0f} ms")
 
