@@ -29,8 +29,6 @@ Luminance = NDArray[np.uint8]
 _FLAT_RADIUS: Final = 2
 _WIDE_RADIUS: Final = 6
 _BLOCKS_ACROSS: Final = 72
-_SMALLEST_BLOCK: Final = 8
-"""Pixels; covers a line of text with its spacing, so that text is not dense."""
 _DENSE: Final = 0.5
 """Share of a block that must carry texture; text covers less of the area it is set in."""
 COMPARABLE: Final = 0.2
@@ -101,7 +99,7 @@ def views(textured: Mask, comparable: float = COMPARABLE) -> list[Mask]:
         Smallest area of a view, as a share of the largest one's.
     """
     rows, columns = textured.shape
-    side = max(_SMALLEST_BLOCK, min(rows, columns) // _BLOCKS_ACROSS)
+    side = max(4, min(rows, columns) // _BLOCKS_ACROSS)
     high, wide = -(-rows // side), -(-columns // side)
     padded = np.zeros((high * side, wide * side), np.float32)
     padded[:rows, :columns] = textured

@@ -79,20 +79,21 @@ def test_interrupted_delivery_goes_out_again_where_the_peer_cannot_be_queried(tm
 
 @pytest.mark.peer
 @pytest.mark.parametrize(
-    ("option", "code"),
+    ("option", "codes"),
     [
-        ("--abort-during", "association-lost"),
-        ("--abort-after", "association-lost"),
-        ("--refuse", "association-rejected"),
+        ("--abort-during", {"association-lost"}),
+        ("--abort-after", {"association-lost"}),
+        # storescp closes right behind its rejection, which may then never be read.
+        ("--refuse", {"association-rejected", "peer-unreachable"}),
     ],
 )
-def test_faults_of_the_association_are_transient(tmp_path, option, code):
+def test_faults_of_the_association_are_transient(tmp_path, option, codes):
     with storescp(tmp_path / "scp", option) as peer:
         outcomes = sent(settings_for(peer.port), series_of(example(), tmp_path, 3))
     assert len(outcomes) == 3
     for outcome in outcomes:
         assert isinstance(outcome.error, Transient)
-        assert outcome.error.code == code
+        assert outcome.error.code in codes
 
 
 @pytest.mark.peer
