@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
-from model.fidelity import psnr
+from model.metrics.fidelity import psnr
 
 Array = NDArray[np.float64]
 Grey = NDArray[np.float32]

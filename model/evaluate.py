@@ -14,8 +14,11 @@ from pathlib import Path
 
 from rich.progress import Progress, TaskID
 
-from model import evaluate_cost, evaluate_physics, evaluate_real
-from model.contenders import (
+from model.data import VALIDATION_SEED
+from model.evaluation import cost as cost_protocol
+from model.evaluation import physics as physics_protocol
+from model.evaluation import real as real_protocol
+from model.evaluation.contenders import (
     TUNING_SEED,
     Contender,
     chosen_baselines,
@@ -23,7 +26,6 @@ from model.contenders import (
     noisy,
     students,
 )
-from model.data import VALIDATION_SEED
 
 EVALUATION_SEED = VALIDATION_SEED + 200
 """Scenes that neither training, nor its validation, nor the tuning of baselines has seen."""
@@ -99,7 +101,7 @@ def physics(run: Run) -> Outcome:
     """Table B: simulated scenes with an exact reference."""
     settings = run.settings
     task = run.task("physics", settings.scenes * len(run.contenders))
-    written = evaluate_physics.evaluate(
+    written = physics_protocol.evaluate(
         run.contenders,
         count=settings.scenes,
         seed=settings.seed,
@@ -114,11 +116,11 @@ def physics(run: Run) -> Outcome:
 def real(run: Run) -> Outcome:
     """Table C: real images, for which no clean version exists."""
     settings = run.settings
-    files = evaluate_real.choose(settings.images, settings.images_per_source)
+    files = real_protocol.choose(settings.images, settings.images_per_source)
     if not files:
         return Outcome((), f"no images below {settings.images}: name a folder with --images")
     task = run.task("real", len(files) * len(run.contenders))
-    written = evaluate_real.evaluate(
+    written = real_protocol.evaluate(
         run.contenders,
         files,
         root=settings.images,
@@ -131,8 +133,8 @@ def real(run: Run) -> Outcome:
 
 def cost(run: Run) -> Outcome:
     """Table D: parameters, multiply-accumulates and milliseconds a frame."""
-    task = run.task("cost", evaluate_cost.turns(run.contenders))
-    written = evaluate_cost.evaluate(
+    task = run.task("cost", cost_protocol.turns(run.contenders))
+    written = cost_protocol.evaluate(
         run.contenders,
         output=run.settings.output,
         described=run.settings.described(),
@@ -174,7 +176,7 @@ def evaluate(protocol: str, settings: Settings, progress: Progress) -> Outcome:
     for name in ("scenes", "tuning_scenes", "images_per_source"):
         if getattr(settings, name) < 1:
             raise EvaluationError(f"{name} must be at least 1, not {getattr(settings, name)}")
-    if protocol == "real" and not evaluate_real.choose(settings.images, 1):
+    if protocol == "real" and not real_protocol.choose(settings.images, 1):
         return real(Run(settings, (), progress))  # before minutes go into tuning
     trained = students(settings.bundles, settings.strength)
     try:

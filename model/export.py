@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from model import bundle as bundles
 from model import data
-from model.fidelity import psnr
+from model.metrics.fidelity import psnr
 from model.recipe import Recipe
 from model.student import Student, multiply_accumulates, parameters
 

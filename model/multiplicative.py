@@ -1,9 +1,8 @@
 """Multiplicative noise on a clean image, as most despeckling papers add it.
 
 ``y = clip(x (1 + sqrt(v) n), 0, 1)`` with ``n ~ N(0, 1)`` independent in every pixel and ``v`` the
-level (Loizou and Pattichis, Despeckle Filtering for Ultrasound Imaging and Video, 2015; MATLAB's
-``imnoise(x, "speckle", v)`` differs in drawing ``n`` uniformly). It is no physical speckle: that
-is correlated, Rayleigh before compression and close to additive after it, see
+level. MATLAB's ``imnoise(x, "speckle", v)`` differs in drawing ``n`` uniformly. It is no physical
+speckle: that is correlated, Rayleigh before compression and close to additive after it, see
 :mod:`model.speckle`. It is here so that results can be set beside published ones.
 """
 

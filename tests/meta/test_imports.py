@@ -24,6 +24,17 @@ LAYERS = [
 ]
 FOUNDATION = set().union(*LAYERS)
 TOP = {"cli", "__main__"}
+MEASURED = {
+    "array_simulation",
+    "dncnn",
+    "losses",
+    "multiplicative",
+    "phantoms",
+    "speckle",
+    "student",
+    "teacher",
+}
+"""What the evaluation judges, or judges on."""
 EDGE_OF_DICOM_ONLY = {"send", "commit", "network.query", "network.associate"}
 
 
@@ -52,21 +63,32 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def internal(path: Path) -> set[str]:
-    """Modules of `dicom_node` that a module imports."""
-    names = set(modules("dicom_node"))
-    parts = {name.removeprefix("dicom_node.") for name in imports_of(path)}
+def internal(path: Path, package: str = "dicom_node") -> set[str]:
+    """Modules of the package that a module imports, also inside functions."""
+    names = set(modules(package))
+    parts = {name.removeprefix(f"{package}.") for name in imports_of(path)}
     return {part for part in parts if part in names and part != "__init__"}
 
 
-def at_top_level(path: Path) -> set[str]:
-    """What importing the module imports of `dicom_node`."""
-    names = set(modules("dicom_node"))
+def at_top_level(path: Path, package: str = "dicom_node") -> set[str]:
+    """What importing the module imports of the package."""
+    names = set(modules(package))
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {part for name in found if (part := name.removeprefix("dicom_node.")) in names}
+    return {part for name in found if (part := name.removeprefix(f"{package}.")) in names}
+
+
+def reached_from(name: str, package: str) -> set[str]:
+    """Modules of the package that a module imports, and those that these import."""
+    reached: set[str] = set()
+    waiting = [name]
+    while waiting:
+        found = internal(modules(package)[waiting.pop()], package) - reached
+        reached |= found
+        waiting += found
+    return reached
 
 
 @pytest.mark.parametrize("path", modules("model").values(), ids=modules("model"))
@@ -95,8 +117,32 @@ def test_nothing_imports_the_command_line(name):
     assert name in TOP or not internal(modules("dicom_node")[name]) & TOP
 
 
-def test_no_import_cycles():
-    graph = {name: at_top_level(path) for name, path in modules("dicom_node").items()}
+@pytest.mark.parametrize("name", sorted(MEASURED & set(modules("model"))))
+def test_networks_and_simulators_know_nothing_of_how_they_are_judged(name):
+    judges = {"cli", "evaluate", "cost", "baselines"}
+    reached = reached_from(name, "model")
+    assert not {each for each in reached if each in judges or each.startswith("evaluation")}
+
+
+def test_metrics_import_only_metrics():
+    for name in ("metrics", *(m for m in modules("model") if m.startswith("metrics."))):
+        below = {each.split(".")[0] for each in internal(modules("model")[name], "model")}
+        assert below <= {"metrics"}, name
+
+
+@pytest.mark.parametrize("name", [m for m in modules("model") if m not in TOP])
+def test_no_model_module_imports_the_command_line(name):
+    assert not internal(modules("model")[name], "model") & TOP
+
+
+@pytest.mark.parametrize("name", [m for m in modules("model") if m.startswith("evaluation")])
+def test_protocols_do_not_know_the_run_that_calls_them(name):
+    assert "evaluate" not in internal(modules("model")[name], "model")
+
+
+@pytest.mark.parametrize("package", ["dicom_node", "model"])
+def test_no_import_cycles(package):
+    graph = {name: at_top_level(path, package) for name, path in modules(package).items()}
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:

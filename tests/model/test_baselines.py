@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from model import baselines
 from model.baselines import BASELINES, Baseline, tune
-from model.fidelity import psnr
+from model.metrics.fidelity import psnr
 
 BY_NAME = {baseline.name: baseline for baseline in BASELINES}
 PARAMETERS = {

@@ -12,15 +12,19 @@ from scipy import ndimage
 from torch import nn
 from typer.testing import CliRunner
 
-from model import cli, contenders, cost, evaluate_cost, evaluate_physics, evaluate_real, figures
+from model import cli, cost
 from model import evaluate as evaluation
 from model.baselines import BASELINES, Baseline, median
-from model.contenders import Contender, chosen_baselines, classical, identity, noisy
 from model.data import Scene
 from model.dncnn import DnCNN, FFDNetSized
 from model.evaluate import EvaluationError, Settings
+from model.evaluation import contenders, figures
+from model.evaluation import cost as cost_protocol
+from model.evaluation import physics as physics_protocol
+from model.evaluation import real as real_protocol
+from model.evaluation.contenders import Contender, chosen_baselines, classical, identity, noisy
+from model.evaluation.tables import Table, header, mean, write
 from model.phantoms import Lesion
-from model.tables import Table, header, mean, write
 
 torch.set_num_threads(1)
 
@@ -64,9 +68,9 @@ def few_scenes(monkeypatch):
     def scenes(count, seed=0):
         return [make_scene(seed + index) for index in range(count)]
 
-    monkeypatch.setattr(evaluate_physics, "validation_set", scenes)
+    monkeypatch.setattr(physics_protocol, "validation_set", scenes)
     monkeypatch.setattr(contenders, "validation_set", scenes)
-    monkeypatch.setattr(evaluate_cost, "validation_set", scenes)
+    monkeypatch.setattr(cost_protocol, "validation_set", scenes)
     return scenes
 
 
@@ -164,7 +168,7 @@ def test_tuning_scenes_are_not_those_of_the_evaluation():
 
 def test_reference_judges_itself_as_perfect():
     scene = make_scene()
-    found = evaluate_physics.measure(scene.target, scene)
+    found = physics_protocol.measure(scene.target, scene)
     assert found["psnr"] == math.inf
     assert found["ssim"] == pytest.approx(1)
     assert found["contrast_error"] == 0
@@ -175,9 +179,9 @@ def test_reference_judges_itself_as_perfect():
 
 def test_smoothing_is_seen_for_what_it_does():
     scene = make_scene()
-    before = evaluate_physics.measure(identity(scene.noisy), scene)
-    after = evaluate_physics.measure(smooth(scene.noisy), scene)
-    blurred = evaluate_physics.measure(
+    before = physics_protocol.measure(identity(scene.noisy), scene)
+    after = physics_protocol.measure(smooth(scene.noisy), scene)
+    blurred = physics_protocol.measure(
         ndimage.gaussian_filter(scene.target, 6.0).astype(np.float32), scene
     )
     assert after["psnr"] > before["psnr"] + 3
@@ -188,7 +192,7 @@ def test_smoothing_is_seen_for_what_it_does():
 
 def test_physics_writes_tables_figures_and_pictures(tmp_path, few_scenes):
     turns = []
-    written = evaluate_physics.evaluate(
+    written = physics_protocol.evaluate(
         CONTENDERS,
         count=2,
         seed=5,
@@ -226,16 +230,16 @@ def real_images(folder):
 
 def test_images_are_taken_from_every_source(tmp_path):
     folder = real_images(tmp_path / "images")
-    chosen = [path.relative_to(folder).as_posix() for path in evaluate_real.choose(folder, 2)]
+    chosen = [path.relative_to(folder).as_posix() for path in real_protocol.choose(folder, 2)]
     assert chosen == ["liver/0.png", "liver/2.png", "muscle/0.png"]
-    assert evaluate_real.choose(tmp_path / "absent", 2) == []
+    assert real_protocol.choose(tmp_path / "absent", 2) == []
 
 
 def test_real_protocol_writes_tables_by_source_and_pictures(tmp_path):
     folder = real_images(tmp_path / "images")
-    written = evaluate_real.evaluate(
+    written = real_protocol.evaluate(
         (*CONTENDERS, Contender("student", smooth)),
-        evaluate_real.choose(folder, 1),
+        real_protocol.choose(folder, 1),
         root=folder,
         output=tmp_path / "out",
         described={},
@@ -251,7 +255,7 @@ def test_real_protocol_writes_tables_by_source_and_pictures(tmp_path):
 
 def test_middle_cuts_without_rescaling():
     image = np.arange(100 * 60, dtype=np.uint32).astype(np.uint8).reshape(100, 60)
-    np.testing.assert_array_equal(evaluate_real.middle(image, 80), image[10:90])
+    np.testing.assert_array_equal(real_protocol.middle(image, 80), image[10:90])
 
 
 # --- cost -------------------------------------------------------------------------------------
@@ -319,15 +323,15 @@ def test_contenders_take_turns():
 
 
 def test_cost_table_holds_networks_in_every_precision(tmp_path, few_scenes, monkeypatch):
-    monkeypatch.setattr(evaluate_cost, "SIZES", ((32, 48), (40, 40)))
-    monkeypatch.setattr(evaluate_cost, "DnCNN", lambda: DnCNN(depth=3, width=4))
-    monkeypatch.setattr(evaluate_cost, "FFDNetSized", lambda: FFDNetSized(depth=3, width=4))
+    monkeypatch.setattr(cost_protocol, "SIZES", ((32, 48), (40, 40)))
+    monkeypatch.setattr(cost_protocol, "DnCNN", lambda: DnCNN(depth=3, width=4))
+    monkeypatch.setattr(cost_protocol, "FFDNetSized", lambda: FFDNetSized(depth=3, width=4))
     contestants = (*CONTENDERS, Contender("student", smooth, network=TinyStudent()))
     turns = []
-    written = evaluate_cost.evaluate(
+    written = cost_protocol.evaluate(
         contestants, output=tmp_path, described={}, advance=lambda: turns.append(1)
     )
-    assert len(turns) == evaluate_cost.turns(contestants)
+    assert len(turns) == cost_protocol.turns(contestants)
     with (tmp_path / "cost-all-methods.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len([row for row in rows if row["method"] == "student"]) == len(cost.PRECISIONS)

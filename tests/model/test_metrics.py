@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage, special, stats
 
 from model import metrics
-from model.contrast import rise_distance
+from model.metrics.contrast import rise_distance
 from model.phantoms import Lesion
 
 torch.set_num_threads(1)

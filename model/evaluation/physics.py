@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from model import figures, metrics
+from model import metrics
 from model.baselines import Grey
-from model.contenders import NOISY, Contender
 from model.data import Scene, validation_set
-from model.fidelity import MS_SSIM_MINIMUM_PX
+from model.evaluation import figures
+from model.evaluation.contenders import NOISY, Contender
+from model.evaluation.tables import Table, Value, header, mean, write, write_csv
+from model.metrics.fidelity import MS_SSIM_MINIMUM_PX
 from model.phantoms import Lesion
-from model.tables import Table, Value, header, mean, write, write_csv
 
 FIDELITY = ("psnr", "gain", "ssim", "ms_ssim", "gmsd", "fsim", "edge_preservation", "milliseconds")
 TISSUE = (

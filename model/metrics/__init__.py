@@ -1,8 +1,8 @@
 """The catalogue of every figure a despeckled image is judged by.
 
-The functions live by what they need: a reference (:mod:`model.fidelity`), regions
-(:mod:`model.contrast`) or neither (:mod:`model.reference_free`). `COLUMNS` says how a table
-prints each and which way is better.
+The functions live by what they need: a reference (:mod:`model.metrics.fidelity`), regions
+(:mod:`model.metrics.contrast`) or neither (:mod:`model.metrics.reference_free`). `COLUMNS` says
+how a table prints each and which way is better.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.contrast import (
+from model.metrics.contrast import (
     cnr,
     contrast,
     contrast_error,
@@ -22,9 +22,9 @@ from model.contrast import (
     line_width,
     structure_departures,
 )
-from model.fidelity import edge_preservation_index, edge_strength, gmsd, ms_ssim, psnr, ssim
-from model.fsim import fsim
-from model.reference_free import (
+from model.metrics.fidelity import edge_preservation_index, edge_strength, gmsd, ms_ssim, psnr, ssim
+from model.metrics.fsim import fsim
+from model.metrics.reference_free import (
     enl,
     flicker,
     gradient_kept,

@@ -2,7 +2,7 @@
 
 Every function takes the image first, the reference second and an explicit `data_range`, works in
 float64 and returns one number. Nothing here is for images without a reference: see
-:mod:`model.reference_free`.
+:mod:`model.metrics.reference_free`.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from model.baselines import Method
-from model.contenders import NOISY, Contender
 from model.cost import FLOAT32, PRECISIONS, Runner, agreement, interleaved, parameters, runner
 from model.data import validation_set
 from model.dncnn import DnCNN, FFDNetSized
+from model.evaluation.contenders import NOISY, Contender
+from model.evaluation.tables import Table, Value, header, write
 from model.student import multiply_accumulates
-from model.tables import Table, Value, header, write
 
 SIZES = ((480, 640), (600, 800), (768, 1024))
 NETWORK_ROUNDS, CLASSICAL_ROUNDS = 3, 1

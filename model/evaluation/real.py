@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model import figures, metrics
+from model import metrics
 from model.baselines import Grey
-from model.contenders import NOISY, Contender
 from model.data import image_files, read_grey
-from model.tables import Table, Value, header, mean, write, write_csv
+from model.evaluation import figures
+from model.evaluation.contenders import NOISY, Contender
+from model.evaluation.tables import Table, Value, header, mean, write, write_csv
 
 COLUMNS = (
     "method",
