@@ -63,30 +63,62 @@ def train(
 def evaluate(
     *,
     protocol: Annotated[
-        list[str], typer.Option(help="What to compare on; may be given more than once.")
+        list[str],
+        typer.Option(
+            help="paper, physics, real, cost and so on; see docs/evaluation.md. May be repeated."
+        ),
     ] = ["physics"],  # noqa: B006 typer copies it
     output: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path(
         "out/evaluation"
     ),
     bundle: Annotated[
-        list[str], typer.Option(help="Bundle by name or folder; may be given more than once.")
-    ] = [DEFAULT_BUNDLE],  # noqa: B006 typer copies it
+        list[str] | None,
+        typer.Option(
+            help="Bundle by name or folder; may be repeated. "
+            f"{DEFAULT_BUNDLE} where neither bundle nor run is given."
+        ),
+    ] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=FOLDER",
+            help="Training run, a row under the label, whatever its network; may be repeated.",
+        ),
+    ] = None,
+    self_ensemble: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Run that gets a second row: the mean over eight flips and turns (8 times slow).",
+        ),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(help="Classical method to compare with; all where none is given."),
     ] = None,
-    strength: Annotated[float, typer.Option(min=0, max=1, help="Of the students.")] = 1.0,
-    scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes.")] = 40,
+    simulator: Annotated[
+        list[str],
+        typer.Option(
+            help="Of the physics protocol: speckle (which networks are trained on) or array (an "
+            "independent one); may be repeated, the last document is then of all together."
+        ),
+    ] = ["speckle"],  # noqa: B006 typer copies it
+    strength: Annotated[float, typer.Option(min=0, max=1, help="Of the networks.")] = 1.0,
+    scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes a simulator.")] = 40,
     tuning_scenes: Annotated[
         int, typer.Option(min=1, help="Simulated scenes that classical methods are tuned on.")
     ] = 12,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of real images, a subfolder a source.")
+        Path | None,
+        typer.Option(
+            help="Folder of real images, a subfolder a source; only subjects that nothing was "
+            "trained on are judged."
+        ),
     ] = None,
     images_per_source: Annotated[int, typer.Option(min=1, help="Real images a source.")] = 2,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0 leaves it to torch.")] = 0,
 ) -> None:
-    """Compare students with every classical method, each tuned first."""
+    """Compare networks with every classical method, each tuned first."""
     import torch
 
     from model.bundle import BundleError
@@ -99,7 +131,10 @@ def evaluate(
         torch.set_num_threads(threads)
     settings = Settings(
         output=output,
-        bundles=bundle,
+        bundles=bundle or ([] if run else [DEFAULT_BUNDLE]),
+        runs=run or (),
+        self_ensembles=self_ensemble or (),
+        simulators=simulator,
         methods=method or (),
         strength=strength,
         scenes=scenes,

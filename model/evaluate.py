@@ -1,31 +1,40 @@
-"""Compare the student with every other method in one run: tables, CSV and pictures.
+"""Compare networks with every other method in one run: tables, CSV and pictures.
 
-A protocol is a function from a `Run` to what it wrote, listed in `PROTOCOLS`. Baselines are tuned
-on scenes of their own; the student's rows come from bundles. Every document starts with the
-machine, date, versions, seeds and settings that made it.
+A protocol is a function from a `Run` to what it wrote, listed in `PROTOCOLS`. Classical methods
+are tuned on scenes or images of their own; networks come from training runs and from bundles.
+Every document starts with the machine, date, versions, seeds and settings that made it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from rich.progress import Progress, TaskID
 
+from model.baselines import Baseline
 from model.data import VALIDATION_SEED
 from model.evaluation import cost as cost_protocol
+from model.evaluation import images as real_images
+from model.evaluation import paper as paper_protocol
 from model.evaluation import physics as physics_protocol
 from model.evaluation import real as real_protocol
 from model.evaluation.contenders import (
-    TUNING_SEED,
+    NOISY,
     Contender,
+    Tuning,
     chosen_baselines,
     classical,
     noisy,
+    simulated,
     students,
+    trained_runs,
 )
+from model.evaluation.scenes import SIMULATORS, SPECKLE
+from model.multiplicative import LEVELS
 
 EVALUATION_SEED = VALIDATION_SEED + 200
 """Scenes that neither training, nor its validation, nor the tuning of baselines has seen."""
@@ -49,20 +58,26 @@ class Settings:
     """Folder for tables and pictures."""
     bundles: Sequence[str] = ()
     """Names or folders of bundles, a row each."""
+    runs: Sequence[str] = ()
+    """``LABEL=FOLDER`` of training runs, a row each under its label."""
+    self_ensembles: Sequence[str] = ()
+    """Labels of runs that get a second row, averaged over flips and quarter turns."""
+    simulators: Sequence[str] = (SPECKLE,)
+    """Where simulated scenes come from; with several there is a document of all together too."""
     methods: Sequence[str] = ()
     """Classical methods by name; none means all."""
     strength: float = 1.0
-    """Share of the removed part that the students take away."""
+    """Share of the removed part that networks take away."""
     scenes: int = 40
-    """Simulated scenes."""
+    """Scenes of each simulator."""
     seed: int = EVALUATION_SEED
-    """Of the simulated scenes."""
+    """Of the simulated scenes, and of the noise that is added to real images."""
     tuning_scenes: int = 12
     """Simulated scenes that the classical methods are tuned on."""
     images: Path = field(default_factory=default_images)
     """Folder of real images; a subfolder counts as a source of its own."""
     images_per_source: int = 2
-    """Real images from each source."""
+    """Real images from each source, of subjects that nothing was trained on."""
     pictures: int = 4
     """Comparison pictures of simulated scenes."""
 
@@ -70,8 +85,8 @@ class Settings:
         """What the head of a document says."""
         return {
             "bundles": ", ".join(self.bundles) or "none",
+            "runs": ", ".join(self.runs) or "none",
             "strength": self.strength,
-            "baselines": f"tuned by PSNR on {self.tuning_scenes} scenes, seed {TUNING_SEED}",
         }
 
 
@@ -80,8 +95,44 @@ class Run:
     """What a protocol gets."""
 
     settings: Settings
-    contenders: Sequence[Contender]
+    baselines: Sequence[Baseline]
+    """Classical methods, not yet tuned."""
+    networks: Sequence[Contender]
     progress: Progress
+
+    @cached_property
+    def tuning(self) -> Tuning:
+        """What `contenders` are tuned on: the simulator that networks are trained on."""
+        return simulated(self.settings.tuning_scenes)
+
+    @cached_property
+    def contenders(self) -> Sequence[Contender]:
+        """The input, classical methods tuned on simulated scenes, and the networks."""
+        return self.tuned_on(self.tuning)
+
+    def tuned_on(self, tuning: Tuning) -> Sequence[Contender]:
+        """The input, classical methods tuned on something else, and the networks."""
+        name = f"tuning {tuning.name}".strip()
+        task = self.task(name, len(self.baselines))
+        trials: Counter[str] = Counter()
+
+        def tried(method: str) -> None:
+            trials[method] += 1
+            self.progress.update(task, description=f"{name} {method}, {trials[method]} tried")
+
+        tuned = classical(
+            self.baselines,
+            on=tuning,
+            cache=self.settings.output / TUNED_FILE,
+            tried=tried,
+            tuned=lambda _: self.progress.advance(task),
+        )
+        self.progress.update(task, description=name.replace("tuning", "tuned", 1))
+        return [noisy(), *tuned, *self.networks]
+
+    def described(self, tuning: Tuning | None = None) -> dict[str, object]:
+        """What the head of a document says; baselines as `contenders` unless another is given."""
+        return {**self.settings.described(), "baselines": (tuning or self.tuning).described}
 
     def task(self, description: str, total: int) -> TaskID:
         """A line of the progress display."""
@@ -97,38 +148,100 @@ class Outcome:
     """Why nothing was done; empty where something was."""
 
 
-def physics(run: Run) -> Outcome:
-    """Table B: simulated scenes with an exact reference."""
+def paper(run: Run) -> Outcome:
+    """Table A: multiplicative noise on real images that are taken as clean."""
     settings = run.settings
-    task = run.task("physics", settings.scenes * len(run.contenders))
-    written = physics_protocol.evaluate(
-        run.contenders,
-        count=settings.scenes,
-        seed=settings.seed,
+    parts = real_images.parted(settings.images)
+    files = real_images.choose(parts.test, settings.images, settings.images_per_source)
+    tuned_on = real_images.choose(parts.train, settings.images, 1)
+    if not (files and tuned_on):
+        return Outcome((), _no_images(settings))
+    tunings = {level: paper_protocol.tuning(tuned_on, level) for level in LEVELS}
+    contenders = {level: run.tuned_on(tuning) for level, tuning in tunings.items()}
+    task = run.task("paper", len(files) * sum(map(len, contenders.values())))
+    written = paper_protocol.evaluate(
+        contenders,
+        files,
+        root=settings.images,
         output=settings.output,
-        described=settings.described(),
-        pictures=settings.pictures,
+        described=run.described(tunings[LEVELS[0]]),
+        seed=settings.seed,
         advance=lambda: run.progress.advance(task),
     )
     return Outcome(written)
+
+
+def physics(run: Run) -> Outcome:
+    """Table B: simulated scenes with an exact reference, a document a simulator."""
+    settings = run.settings
+    written: list[Path] = []
+    together = physics_protocol.Judged()
+    contenders: dict[str, Sequence[Contender]] = {}
+    for simulator in settings.simulators:
+        tuning = simulated(settings.tuning_scenes, simulator)
+        contenders[simulator] = run.tuned_on(tuning)
+        task = run.task(f"physics, {simulator}", settings.scenes * len(contenders[simulator]))
+        name = "physics" if simulator == SPECKLE else f"physics-{simulator}"
+        judged = physics_protocol.judge(
+            contenders[simulator],
+            SIMULATORS[simulator](settings.scenes, settings.seed),
+            output=settings.output,
+            name=name,
+            pictures=settings.pictures,
+            advance=partial(run.progress.advance, task),
+        )
+        written += physics_protocol.document(
+            judged,
+            {simulator: contenders[simulator]},
+            output=settings.output,
+            described={**run.described(tuning), "scenes": _scenes(settings, simulator)},
+            name=name,
+        )
+        together.add(replace(judged, pictures=[]))
+    if len(contenders) > 1:
+        everything = ", ".join(contenders)
+        written += physics_protocol.document(
+            together,
+            contenders,
+            output=settings.output,
+            described={
+                **settings.described(),
+                "baselines": "tuned for each simulator, on scenes of its own",
+                "scenes": _scenes(settings, everything),
+            },
+            name="physics-together",
+        )
+    return Outcome(written)
+
+
+def _scenes(settings: Settings, simulators: str) -> str:
+    return f"{settings.scenes} of {simulators}, seed {settings.seed}"
 
 
 def real(run: Run) -> Outcome:
     """Table C: real images, for which no clean version exists."""
     settings = run.settings
-    files = real_protocol.choose(settings.images, settings.images_per_source)
+    parts = real_images.parted(settings.images)
+    files = real_images.choose(parts.test, settings.images, settings.images_per_source)
     if not files:
-        return Outcome((), f"no images below {settings.images}: name a folder with --images")
-    task = run.task("real", len(files) * len(run.contenders))
+        return Outcome((), _no_images(settings))
+    contenders = run.contenders
+    task = run.task("real", len(files) * len(contenders))
     written = real_protocol.evaluate(
-        run.contenders,
+        contenders,
         files,
         root=settings.images,
         output=settings.output,
-        described=settings.described(),
+        described=run.described(),
         advance=lambda: run.progress.advance(task),
     )
     return Outcome(written)
+
+
+def _no_images(settings: Settings) -> str:
+    return (
+        f"no images of at least three subjects below {settings.images}: name a folder with --images"
+    )
 
 
 def cost(run: Run) -> Outcome:
@@ -137,13 +250,14 @@ def cost(run: Run) -> Outcome:
     written = cost_protocol.evaluate(
         run.contenders,
         output=run.settings.output,
-        described=run.settings.described(),
+        described=run.described(),
         advance=lambda: run.progress.advance(task),
     )
     return Outcome(written)
 
 
 PROTOCOLS: Mapping[str, Callable[[Run], Outcome]] = {
+    "paper": paper,
     "physics": physics,
     "real": real,
     "cost": cost,
@@ -165,7 +279,8 @@ def evaluate(protocol: str, settings: Settings, progress: Progress) -> Outcome:
     Raises
     ------
     EvaluationError
-        A protocol or method is unknown, or a count is too small.
+        A protocol, method, simulator or run is unknown, two rows have one name, or a count is
+        too small.
     model.bundle.BundleError
         A bundle is missing or damaged.
     """
@@ -176,27 +291,31 @@ def evaluate(protocol: str, settings: Settings, progress: Progress) -> Outcome:
     for name in ("scenes", "tuning_scenes", "images_per_source"):
         if getattr(settings, name) < 1:
             raise EvaluationError(f"{name} must be at least 1, not {getattr(settings, name)}")
-    if protocol == "real" and not real_protocol.choose(settings.images, 1):
-        return real(Run(settings, (), progress))  # before minutes go into tuning
-    trained = students(settings.bundles, settings.strength)
+    unknown = [name for name in settings.simulators if name not in SIMULATORS]
+    if unknown:
+        raise EvaluationError(
+            f"simulator {unknown[0]!r} is unknown; there are: {', '.join(SIMULATORS)}"
+        )
     try:
         baselines = chosen_baselines(settings.methods)
+        networks = _networks(protocol, settings)
     except ValueError as error:
         raise EvaluationError(str(error)) from error
-    task = progress.add_task("tuning", total=len(baselines))
-    trials: Counter[str] = Counter()
+    _check_names([NOISY, *(b.name for b in baselines), *(c.name for c in networks)])
+    return PROTOCOLS[protocol](Run(settings, baselines, networks, progress))
 
-    def tried(name: str) -> None:
-        trials[name] += 1
-        progress.update(task, description=f"tuning {name}, {trials[name]} tried")
 
-    tuned = classical(
-        baselines,
-        scenes=settings.tuning_scenes,
-        cache=settings.output / TUNED_FILE,
-        tried=tried,
-        tuned=lambda _: progress.advance(task),
+def _networks(protocol: str, settings: Settings) -> list[Contender]:
+    """Runs in the order given, then bundles; an average of eight passes is not timed."""
+    runs = trained_runs(
+        settings.runs,
+        strength=settings.strength,
+        self_ensembles=() if protocol == "cost" else settings.self_ensembles,
     )
-    progress.update(task, description="tuned")
-    run = Run(settings, [noisy(), *tuned, *trained], progress)
-    return PROTOCOLS[protocol](run)
+    return [*runs, *students(settings.bundles, settings.strength)]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise EvaluationError(f"two rows are called {twice[0]!r}: give the run another label")

@@ -1,25 +1,29 @@
-"""Who takes part in a comparison: the input, the tuned classical methods, and every bundle."""
+"""Who takes part in a comparison: the input, tuned classical methods, training runs, bundles."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from model import bundle as bundles
 from model.baselines import BASELINES, Baseline, Grey, Method, tune
-from model.data import VALIDATION_SEED, Scene, validation_set
+from model.data import VALIDATION_SEED, Scene
+from model.evaluation.ensemble import Forward, eightfold
+from model.evaluation.scenes import SIMULATORS, SPECKLE
 
 TUNING_SEED = VALIDATION_SEED + 100
 """Scenes the classical methods are tuned on; no table is made on them."""
 NOISY = "noisy"
+CHECKPOINT = "last.ckpt"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,72 @@ def students(names: Sequence[str], strength: float = 1.0) -> list[Contender]:
     return found
 
 
+def trained_runs(
+    runs: Sequence[str], *, strength: float = 1.0, self_ensembles: Collection[str] = ()
+) -> list[Contender]:
+    """One contender for each training run, in float32, whatever kind its network is of.
+
+    Parameters
+    ----------
+    runs : sequence of str
+        ``LABEL=FOLDER``: the row's name and the folder of a run.
+    strength : float
+        Share of the removed part that is taken away, 0 to 1.
+    self_ensembles : collection of str
+        Labels that get a second row, see `model.evaluation.ensemble`. That row has no network.
+
+    Raises
+    ------
+    ValueError
+        A run is not written so, its folder holds no checkpoint, or a label is not that of a run.
+    """
+    folders = dict(_label_and_folder(run) for run in runs)
+    unknown = sorted(set(self_ensembles) - set(folders))
+    if unknown:
+        raise ValueError(f"self-ensemble of {unknown[0]!r}: no run has this label")
+    found = []
+    for label, folder in folders.items():
+        from model.runs import load  # noqa: PLC0415 bundles do not need it
+
+        loaded = load(folder)
+        network: nn.Module = loaded.network
+        settings = loaded.described + ("" if strength == 1 else f", strength {strength:g}")
+        found.append(
+            Contender(label, _despeckle(network, strength), settings, "this project", network)
+        )
+        if label in self_ensembles:
+            name, method = f"{label} x8", _despeckle(network, strength, eightfold)
+            found.append(Contender(name, method, f"{settings}, self-ensemble", "this project"))
+    return found
+
+
+def _label_and_folder(run: str) -> tuple[str, Path]:
+    label, _, name = run.partition("=")
+    if not (label and name):
+        raise ValueError(f"run {run!r}: write it as LABEL=FOLDER")
+    folder = Path(name)
+    if not (folder / CHECKPOINT).is_file():
+        raise ValueError(f"run {run!r}: {folder} holds no {CHECKPOINT}; name the folder of a run")
+    return label, folder
+
+
+def _despeckle(
+    network: nn.Module, strength: float, wrapped: Callable[[Forward], Forward] = lambda f: f
+) -> Method:
+    """A network as a function of a grey image, on the device where its weights are."""
+    forward = wrapped(network)
+    weights = next(network.parameters(), None)
+    device = torch.device("cpu") if weights is None else weights.device
+
+    @torch.inference_mode()
+    def method(image: NDArray[np.uint8]) -> Grey:
+        x = torch.from_numpy(np.array(image))[None, None].to(device).float() / 255
+        y = x + strength * (forward(x) - x)
+        return np.asarray((255 * y[0, 0]).clamp(0, 255).float().cpu().numpy())
+
+    return method
+
+
 def chosen_baselines(names: Sequence[str]) -> list[Baseline]:
     """Baselines by name, all of them for no name, less those whose library is missing.
 
@@ -98,10 +168,45 @@ def chosen_baselines(names: Sequence[str]) -> list[Baseline]:
     return [baseline for baseline in wanted if baseline.available()]
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """What classical methods are tuned on.
+
+    Parameters
+    ----------
+    name : str
+        Tells this tuning's entries in the cache from others'; empty for the simulated speckle.
+    described : str
+        For the head of a document.
+    question : mapping
+        An entry of the cache answers only the same question.
+    scenes : callable
+        Makes the scenes, when something has to be tuned; no table is made on them.
+    """
+
+    name: str
+    described: str
+    question: Mapping[str, object]
+    scenes: Callable[[], Sequence[Scene]]
+
+
+def simulated(count: int, simulator: str = SPECKLE) -> Tuning:
+    """Tuning on scenes of a simulator."""
+    question: dict[str, object] = {"seed": TUNING_SEED, "scenes": count}
+    if simulator != SPECKLE:
+        question["simulator"] = simulator
+    return Tuning(
+        "" if simulator == SPECKLE else simulator,
+        f"tuned by PSNR on {count} scenes ({simulator}), seed {TUNING_SEED}",
+        question,
+        partial(SIMULATORS[simulator], count, TUNING_SEED),
+    )
+
+
 def classical(
     baselines: Sequence[Baseline],
     *,
-    scenes: int,
+    on: Tuning,
     cache: Path,
     tried: Callable[[str], object] = lambda _: None,
     tuned: Callable[[str], object] = lambda _: None,
@@ -112,32 +217,33 @@ def classical(
     ----------
     baselines : sequence of Baseline
         What to tune.
-    scenes : int
-        Number of tuning scenes.
+    on : Tuning
+        The scenes.
     cache : Path
         JSON file that keeps what was found, for the next protocol; an entry is used only where
-        grid, seed and number of scenes are the same.
+        the grid and the tuning's question are the same.
     tried : callable
         Called with a baseline's name after each combination.
     tuned : callable
         Called with a baseline's name once its parameters are known.
     """
     kept = _read(cache)
-    tuning: list[Scene] = []
+    tuning: Sequence[Scene] = ()
     found = []
     for baseline in baselines:
-        question = {"seed": TUNING_SEED, "scenes": scenes, "grid": _plain(baseline)}
-        entry = kept.get(baseline.name, {})
+        question = {**on.question, "grid": _plain(baseline)}
+        key = f"{on.name} {baseline.name}".strip()
+        entry = kept.get(key, {})
         if entry.get("question") == question:
             parameters = entry["parameters"]
         else:
-            tuning = tuning or validation_set(scenes, TUNING_SEED)
+            tuning = tuning or on.scenes()
             parameters = tune(baseline, tuning, tried=partial(tried, baseline.name))
-            kept[baseline.name] = {"question": question, "parameters": parameters}
+            kept[key] = {"question": question, "parameters": parameters}
             cache.parent.mkdir(parents=True, exist_ok=True)
             cache.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         tuned(baseline.name)
-        text = ", ".join(f"{key} {value}" for key, value in parameters.items())
+        text = ", ".join(f"{name} {value}" for name, value in parameters.items())
         found.append(Contender(baseline.name, baseline.method(parameters), text, baseline.source))
     return found
 

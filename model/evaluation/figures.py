@@ -135,6 +135,39 @@ def bars(values: Mapping[str, float], path: Path, *, title: str, unit: str) -> P
     return _saved(figure, path)
 
 
+def lines(
+    series: Mapping[str, Mapping[float, float]], path: Path, *, title: str, across: str, unit: str
+) -> Path:
+    """Write a line for each method.
+
+    Parameters
+    ----------
+    series : mapping of str to mapping of float to float
+        For each method its values by what the horizontal axis shows.
+    path : Path
+        PNG to write.
+    title, across, unit : str
+        Heading and labels of the horizontal and the vertical axis.
+    """
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for index, (name, values) in enumerate(series.items()):
+        networks = name.startswith("student")
+        axes.plot(
+            list(values),
+            list(values.values()),
+            marker="os^Dvx"[index % 6],
+            linewidth=2.2 if networks else 1.2,
+            label=name,
+        )
+    axes.set_xlabel(across)
+    axes.set_ylabel(unit)
+    axes.set_title(title)
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
+    return _saved(figure, path)
+
+
 def pareto(
     points: Mapping[str, tuple[float, float]], path: Path, *, title: str, quality: str
 ) -> Path:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from model import metrics
 from model.baselines import Grey
-from model.data import Scene, validation_set
+from model.data import Scene
 from model.evaluation import figures
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
@@ -20,6 +21,8 @@ from model.metrics.fidelity import MS_SSIM_MINIMUM_PX
 from model.phantoms import Lesion
 
 FIDELITY = ("psnr", "gain", "ssim", "ms_ssim", "gmsd", "fsim", "edge_preservation", "milliseconds")
+THIN = ("line_width", "point_width")
+"""Only where a scene is labelled with lines or points."""
 TISSUE = (
     "gcnr",
     "contrast_error",
@@ -27,6 +30,7 @@ TISSUE = (
     "false_structures",
     "edge_strength",
     "edge_width",
+    *THIN,
     "mean_shift",
     "largest_shift",
 )
@@ -48,29 +52,65 @@ Figures = dict[str, float]
 Survival = dict[tuple[float, float], list[float]]
 
 
-def evaluate(
+@dataclass
+class Judged:
+    """What the contenders reached on the scenes of one simulator, or of several.
+
+    Attributes
+    ----------
+    figures : dict of str to list
+        By contender, and for the reference, the figures of each scene.
+    survival : dict of str to dict
+        By contender, which lesions survived, by contrast and size.
+    pictures : list of Path
+        Written on the way.
+    """
+
+    figures: dict[str, list[Figures]] = field(default_factory=dict)
+    survival: dict[str, Survival] = field(default_factory=dict)
+    pictures: list[Path] = field(default_factory=list)
+
+    def add(self, other: Judged) -> None:
+        """Take in what was found on other scenes."""
+        for name, found in other.figures.items():
+            self.figures.setdefault(name, []).extend(found)
+        for name, survival in other.survival.items():
+            mine = self.survival.setdefault(name, {})
+            for key, outcomes in survival.items():
+                mine.setdefault(key, []).extend(outcomes)
+        self.pictures += other.pictures
+
+
+def judge(
     contenders: Sequence[Contender],
+    scenes: Iterable[Scene],
     *,
-    count: int,
-    seed: int,
     output: Path,
-    described: Mapping[str, object],
+    name: str = "physics",
     pictures: int = 4,
     advance: Callable[[], object] = lambda: None,
-) -> list[Path]:
-    """Run every contender over the same scenes and write tables and pictures.
+) -> Judged:
+    """Run every contender over the same scenes; write a picture of the first few.
 
-    Returns
-    -------
-    list of Path
-        Markdown, CSV files and PNG files.
+    Parameters
+    ----------
+    contenders : sequence of Contender
+        The noisy input among them.
+    scenes : iterable of Scene
+        With their references.
+    output : Path
+        Folder for pictures.
+    name : str
+        How their file names start.
+    pictures : int
+        Scenes that get one.
+    advance : callable
+        Called after each contender on each scene.
     """
-    figures_of: dict[str, list[Figures]] = {c.name: [] for c in contenders}
-    figures_of[REFERENCE] = []
-    survival_of: dict[str, Survival] = {c.name: {} for c in contenders}
-    written: list[Path] = []
-    for index, scene in enumerate(validation_set(count, seed)):
-        figures_of[REFERENCE].append(measure(scene.target, scene))
+    judged = Judged({c.name: [] for c in contenders}, {c.name: {} for c in contenders})
+    judged.figures[REFERENCE] = []
+    for index, scene in enumerate(scenes):
+        judged.figures[REFERENCE].append(measure(scene.target, scene))
         outputs: dict[str, Grey] = {}
         for contender in contenders:
             start = time.perf_counter()
@@ -78,21 +118,50 @@ def evaluate(
             elapsed = time.perf_counter() - start
             found = measure(outputs[contender.name], scene)
             found["milliseconds"] = math.nan if contender.name == NOISY else 1000 * elapsed
-            figures_of[contender.name].append(found)
-            _add_survival(survival_of[contender.name], outputs[contender.name], scene)
+            judged.figures[contender.name].append(found)
+            _add_survival(judged.survival[contender.name], outputs[contender.name], scene)
             advance()
         if index < pictures:
-            written.append(_picture(scene, outputs, output))
-    names = [scene_figures for scene_figures in figures_of if scene_figures != REFERENCE]
-    rows = [summary(name, figures_of) for name in [*names, REFERENCE]]
-    head = header(
-        "Physics: simulated scenes with an exact reference",
-        {**described, "scenes": f"{count} of 256x256, seed {seed}, procedural and graded lesions"},
-    )
-    documents = write(output, "physics", _tables(contenders, rows, survival_of), head)
-    _write_scenes(output / "physics-scenes.csv", figures_of)
-    documents.append(output / "physics-scenes.csv")
-    return [*documents, *written, *_plots(rows, output)]
+            judged.pictures.append(_picture(scene, outputs, output / f"{name}-{scene.name}.png"))
+    return judged
+
+
+def document(
+    judged: Judged,
+    settings: Mapping[str, Sequence[Contender]],
+    *,
+    output: Path,
+    described: Mapping[str, object],
+    name: str = "physics",
+) -> list[Path]:
+    """Write tables and plots of what was found.
+
+    Parameters
+    ----------
+    judged : Judged
+        From `judge`.
+    settings : mapping of str to sequence of Contender
+        Contenders as they were tuned for each simulator, for the table of parameters.
+    output : Path
+        Folder.
+    described : mapping
+        For the head of the document.
+    name : str
+        Of the document; all file names start with it.
+
+    Returns
+    -------
+    list of Path
+        Markdown, CSV files and PNG files.
+    """
+    names = [method for method in judged.figures if method != REFERENCE]
+    rows = [summary(method, judged.figures) for method in [*names, REFERENCE]]
+    head = header("Physics: simulated scenes with an exact reference", described)
+    tables = [*_tables(rows, judged.survival), *_parameters(settings)]
+    documents = write(output, name, tables, head)
+    per_scene = output / f"{name}-scenes.csv"
+    _write_scenes(per_scene, judged.figures)
+    return [*documents, per_scene, *judged.pictures, *_plots(rows, output, name)]
 
 
 def measure(image: Grey, scene: Scene) -> Figures:
@@ -116,6 +185,9 @@ def measure(image: Grey, scene: Scene) -> Figures:
         "edge_width": mean(metrics.edge_width(image, lesion.mask) for lesion in large),
         "survival": metrics.lesion_survival(image, target, scene.lesions),
     }
+    for key, label in zip(THIN, ("lines", "points"), strict=True):
+        if label in scene.labels:
+            figures_found[key] = metrics.thin_width(image, scene.labels[label])
     if min(image.shape) >= MS_SSIM_MINIMUM_PX:
         figures_found["ms_ssim"] = metrics.ms_ssim(image, target, data_range=255)
     if homogeneous is not None and homogeneous.any():
@@ -143,14 +215,14 @@ def summary(name: str, figures_of: Mapping[str, Sequence[Figures]]) -> dict[str,
 
 
 def _tables(
-    contenders: Sequence[Contender],
-    rows: Sequence[Mapping[str, Value]],
-    survival_of: Mapping[str, Survival],
+    rows: Sequence[Mapping[str, Value]], survival_of: Mapping[str, Survival]
 ) -> list[Table]:
     apart = frozenset({NOISY, REFERENCE})
+    absent = {key for key in THIN if all(_missing(row[key]) for row in rows)}
+    tissue = ("method", *(key for key in TISSUE if key not in absent))
     tables = [
         Table("Fidelity", ("method", *FIDELITY), rows, [FIDELITY_NOTE], unranked=apart),
-        Table("Tissue, lesions and edges", ("method", *TISSUE), rows, [NOTE], unranked=apart),
+        Table("Tissue, lesions and edges", tissue, rows, [NOTE], unranked=apart),
     ]
     keys = sorted({key for survival in survival_of.values() for key in survival})
     if keys:
@@ -172,14 +244,23 @@ def _tables(
                 ("Part of the lesions that keep their sign and half of their contrast.",),
             )
         )
-    tables.append(
+    return tables
+
+
+def _parameters(settings: Mapping[str, Sequence[Contender]]) -> list[Table]:
+    title = "Methods and their parameters"
+    return [
         Table(
-            "Methods and their parameters",
+            title if len(settings) == 1 else f"{title}, {simulator}",
             ["method", "parameters", "source"],
             [{"method": c.name, "parameters": c.settings, "source": c.source} for c in contenders],
         )
-    )
-    return tables
+        for simulator, contenders in settings.items()
+    ]
+
+
+def _missing(value: Value) -> bool:
+    return not isinstance(value, float) or math.isnan(value)
 
 
 def _add_survival(survival: Survival, image: Grey, scene: Scene) -> None:
@@ -194,7 +275,7 @@ def _size_class(lesion: Lesion) -> float:
     return max((edge for edge in (4.0, 10.0, 20.0) if lesion.diameter_px >= edge), default=0.0)
 
 
-def _picture(scene: Scene, outputs: Mapping[str, Grey], output: Path) -> Path:
+def _picture(scene: Scene, outputs: Mapping[str, Grey], path: Path) -> Path:
     shown = {name: image for name, image in outputs.items() if name != NOISY}
     captions = {
         name: f"{metrics.psnr(image, scene.target, data_range=255):.1f} dB"
@@ -203,30 +284,30 @@ def _picture(scene: Scene, outputs: Mapping[str, Grey], output: Path) -> Path:
     return figures.comparison(
         scene.noisy,
         shown,
-        output / f"physics-{scene.name}.png",
+        path,
         reference=scene.target,
         captions=captions,
     )
 
 
-def _plots(rows: Sequence[Mapping[str, Value]], output: Path) -> list[Path]:
+def _plots(rows: Sequence[Mapping[str, Value]], output: Path, name: str) -> list[Path]:
     gains: dict[str, float] = {}
     points: dict[str, tuple[float, float]] = {}
     for row in rows:
-        name, gain, milliseconds = str(row["method"]), row["gain"], row["milliseconds"]
+        method, gain, milliseconds = str(row["method"]), row["gain"], row["milliseconds"]
         if not isinstance(gain, float) or not isinstance(milliseconds, float):
             continue
-        if name not in (NOISY, REFERENCE) and np.isfinite((gain, milliseconds)).all():
-            gains[name], points[name] = gain, (milliseconds, gain)
+        if method not in (NOISY, REFERENCE) and np.isfinite((gain, milliseconds)).all():
+            gains[method], points[method] = gain, (milliseconds, gain)
     if not gains:
         return []
     return [
         figures.bars(
-            gains, output / "physics-gain.png", title="PSNR above the speckled input", unit="dB"
+            gains, output / f"{name}-gain.png", title="PSNR above the speckled input", unit="dB"
         ),
         figures.pareto(
             points,
-            output / "physics-pareto.png",
+            output / f"{name}-pareto.png",
             title="Quality against cost, simulated scenes of 256x256",
             quality="PSNR above the input, dB",
         ),

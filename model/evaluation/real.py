@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from model import metrics
 from model.baselines import Grey
-from model.data import image_files, read_grey
+from model.data import read_grey
 from model.evaluation import figures
 from model.evaluation.contenders import NOISY, Contender
+from model.evaluation.images import middle, source_of
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
 
 COLUMNS = (
@@ -43,35 +45,6 @@ DETAIL_PX = 288
 Figures = dict[str, float]
 
 
-def choose(folder: Path, each: int) -> list[Path]:
-    """Evenly spaced images from every source below a folder.
-
-    Parameters
-    ----------
-    folder : Path
-        Its first-level subfolders are sources; images directly in it are one more.
-    each : int
-        Images from each source.
-    """
-    if not folder.is_dir():
-        return []
-    sources: dict[str, list[Path]] = {}
-    for path in image_files(folder):
-        sources.setdefault(source_of(path, folder), []).append(path)
-    chosen: list[Path] = []
-    for files in sources.values():
-        count = min(each, len(files))
-        places = (np.arange(count) + 0.5) / count * len(files)
-        chosen += [files[int(place)] for place in places]
-    return chosen
-
-
-def source_of(path: Path, folder: Path) -> str:
-    """First folder on the way from `folder` to the image, or the folder's own name."""
-    parts = path.relative_to(folder).parts
-    return parts[0] if len(parts) > 1 else folder.name
-
-
 def evaluate(
     contenders: Sequence[Contender],
     files: Sequence[Path],
@@ -89,6 +62,7 @@ def evaluate(
         Markdown, CSV files and PNG files.
     """
     found: list[tuple[str, str, Figures]] = []
+    kinds: dict[str, dict[str, list[figures.Tile]]] = {c.name: {} for c in contenders if learned(c)}
     written: list[Path] = []
     for index, path in enumerate(files):
         source, image = source_of(path, root), middle(read_grey(path), LARGEST_SIDE_PX)
@@ -102,7 +76,10 @@ def evaluate(
             measured["milliseconds"] = math.nan if contender.name == NOISY else elapsed
             found.append((contender.name, source, measured))
             advance()
+        for name, bands in kinds.items():
+            bands.setdefault(source, _triple(source, _detail(image), _detail(outputs[name])))
         written += _pictures(image, outputs, output / f"real-{index:02d}-{source}")
+    written += _sheets(kinds, output)
     names = [contender.name for contender in contenders]
     tables = [
         Table(
@@ -122,7 +99,8 @@ def evaluate(
         "Real images: no reference exists",
         {
             **described,
-            "images": f"{len(files)}, the middle {LARGEST_SIDE_PX} px of each side at most",
+            "images": f"{len(files)} of subjects that nothing was trained on, the middle "
+            f"{LARGEST_SIDE_PX} px of each side at most",
         },
     )
     documents = write(output, "real", tables, head)
@@ -162,15 +140,6 @@ def summary(name: str, found: Sequence[Figures]) -> dict[str, Value]:
     return row
 
 
-def middle(image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
-    """The middle of an image, at most `side_px` on each side."""
-    window = []
-    for length in image.shape:
-        start = max(0, (length - side_px) // 2)
-        window.append(slice(start, start + min(side_px, length)))
-    return np.ascontiguousarray(image[tuple(window)])
-
-
 def _pictures(image: NDArray[np.uint8], outputs: Mapping[str, Grey], stem: Path) -> list[Path]:
     written = []
     detail = {name: _detail(grey) for name, grey in outputs.items() if name != NOISY}
@@ -179,14 +148,35 @@ def _pictures(image: NDArray[np.uint8], outputs: Mapping[str, Grey], stem: Path)
         written.append(figures.comparison(_detail(image), detail, path))
     for name, grey in outputs.items():
         if name.startswith("student"):
-            tiles = [
-                figures.Tile("before", image),
-                figures.Tile(f"after ({name})", grey),
-                figures.Tile("removed", figures.removed(image, grey)),
-            ]
-            label = name.replace(" ", "-")
-            written.append(figures.mosaic([tiles], stem.with_name(f"{stem.name}-{label}.png")))
+            path = stem.with_name(f"{stem.name}-{_file_name(name)}.png")
+            written.append(figures.mosaic([_triple("before", image, grey)], path))
     return written
+
+
+def _sheets(kinds: Mapping[str, Mapping[str, Sequence[figures.Tile]]], output: Path) -> list[Path]:
+    """For each network a sheet with a band a kind of tissue: before, after, removed."""
+    return [
+        figures.mosaic(list(bands.values()), output / f"real-sheet-{_file_name(name)}.png")
+        for name, bands in kinds.items()
+        if bands
+    ]
+
+
+def _triple(before: str, image: NDArray[np.uint8], grey: figures.Picture) -> list[figures.Tile]:
+    return [
+        figures.Tile(before, image),
+        figures.Tile("after", grey),
+        figures.Tile("removed", figures.removed(image, grey)),
+    ]
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+def learned(contender: Contender) -> bool:
+    """Whether a contender is a network."""
+    return contender.network is not None or contender.name.startswith("student")
 
 
 def _detail(image: Grey | NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -21,8 +21,17 @@ from model.metrics.contrast import (
     lesion_survives,
     line_width,
     structure_departures,
+    thin_width,
 )
-from model.metrics.fidelity import edge_preservation_index, edge_strength, gmsd, ms_ssim, psnr, ssim
+from model.metrics.fidelity import (
+    edge_preservation_index,
+    edge_strength,
+    gmsd,
+    ms_ssim,
+    mse,
+    psnr,
+    ssim,
+)
 from model.metrics.fsim import fsim
 from model.metrics.reference_free import (
     enl,
@@ -62,6 +71,7 @@ __all__ = [
     "looks",
     "mean_shift",
     "ms_ssim",
+    "mse",
     "psnr",
     "residual_correlation",
     "residual_structure",
@@ -69,6 +79,7 @@ __all__ = [
     "ssi",
     "ssim",
     "structure_departures",
+    "thin_width",
 ]
 
 Better = Literal["higher", "lower", "zero", "one", "none"]
@@ -101,6 +112,7 @@ COLUMNS: dict[str, Column] = {
     "psnr": Column("PSNR dB", 2, "higher", "against the expected (speckle-free) image"),
     "gain": Column("gain dB", 2, "higher", "PSNR above that of the speckled input"),
     "ssim": Column("SSIM", 3, "higher", "Gaussian window, Wang 2004"),
+    "mse": Column("MSE", 1, "lower", "grey levels squared, of 255"),
     "ms_ssim": Column("MS-SSIM", 3, "higher", "five scales, Wang 2003"),
     "gmsd": Column("GMSD", 3, "lower", "Xue 2014; never optimised in training"),
     "fsim": Column("FSIM", 3, "higher", "Zhang 2011; never optimised in training"),
@@ -117,6 +129,8 @@ COLUMNS: dict[str, Column] = {
     "edge_width": Column(
         "edge width px", 2, "none", "10 to 90 % rise across lesion borders, all lesions together"
     ),
+    "line_width": Column("line width px", 2, "none", "at half height across thin bright lines"),
+    "point_width": Column("point width px", 2, "none", "at half height across bright points"),
     "mean_shift": Column("mean shift", 2, "zero", "grey levels, output minus reference"),
     "largest_shift": Column("largest shift", 2, "zero", "grey levels, in the worst region"),
     "survival": Column(

@@ -49,6 +49,18 @@ def psnr(image: Image, reference: Image, *, data_range: float) -> float:
     return float(peak_signal_noise_ratio(b, a, data_range=data_range))
 
 
+def mse(image: Image, reference: Image) -> float:
+    """Mean squared error, in grey levels squared.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    a, b = _pair(image, reference)
+    return float(np.mean((a - b) ** 2))
+
+
 def ssim(image: Image, reference: Image, *, data_range: float) -> float:
     """Structural similarity with the Gaussian window of the paper.
 

@@ -2,6 +2,8 @@
 
 import csv
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +20,21 @@ from model.baselines import BASELINES, Baseline, median
 from model.data import Scene
 from model.dncnn import DnCNN, FFDNetSized
 from model.evaluate import EvaluationError, Settings
-from model.evaluation import contenders, figures
+from model.evaluation import contenders, figures, images
 from model.evaluation import cost as cost_protocol
 from model.evaluation import physics as physics_protocol
 from model.evaluation import real as real_protocol
-from model.evaluation.contenders import Contender, chosen_baselines, classical, identity, noisy
+from model.evaluation import scenes as scene_sources
+from model.evaluation.contenders import (
+    Contender,
+    Tuning,
+    chosen_baselines,
+    classical,
+    identity,
+    noisy,
+    simulated,
+    trained_runs,
+)
 from model.evaluation.tables import Table, header, mean, write
 from model.phantoms import Lesion
 
@@ -68,8 +80,7 @@ def few_scenes(monkeypatch):
     def scenes(count, seed=0):
         return [make_scene(seed + index) for index in range(count)]
 
-    monkeypatch.setattr(physics_protocol, "validation_set", scenes)
-    monkeypatch.setattr(contenders, "validation_set", scenes)
+    monkeypatch.setattr(scene_sources, "validation_set", scenes)
     monkeypatch.setattr(cost_protocol, "validation_set", scenes)
     return scenes
 
@@ -146,16 +157,78 @@ def test_tuned_parameters_are_kept_and_used_only_for_the_same_question(tmp_path,
 
     cache = tmp_path / "tuned.json"
     baseline = Baseline("m", "", counting, {"size_px": (1, 3, 5)})
-    first = classical([baseline], scenes=1, cache=cache)
+    first = classical([baseline], on=simulated(1), cache=cache)
     assert len(calls) == 3
-    again = classical([baseline], scenes=1, cache=cache)
+    again = classical([baseline], on=simulated(1), cache=cache)
     assert len(calls) == 3
     assert again[0].settings == first[0].settings
-    classical([baseline], scenes=2, cache=cache)
-    assert len(calls) == 3 + 6
+    other = Tuning("other", "", {"scenes": 1}, lambda: few_scenes(1))
+    classical([baseline], on=other, cache=cache)
+    classical([baseline], on=simulated(1), cache=cache)
+    assert len(calls) == 3 + 3
+    classical([baseline], on=simulated(2), cache=cache)
+    assert len(calls) == 3 + 3 + 6
     cache.write_text("{ torn")
-    classical([baseline], scenes=1, cache=cache)
-    assert len(calls) == 3 + 6 + 3
+    classical([baseline], on=simulated(1), cache=cache)
+    assert len(calls) == 3 + 3 + 6 + 3
+
+
+class Darker(nn.Module):
+    """Takes a fifth of every grey level, and more at the left than at the right."""
+
+    def forward(self, x):
+        return x * torch.linspace(0.6, 1.0, x.shape[-1])
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """Folder of a run whose network is `Darker`."""
+    loaded = SimpleNamespace(network=Darker(), described="darker 0", kind="dncnn", label="x")
+    monkeypatch.setitem(sys.modules, "model.runs", SimpleNamespace(load=lambda _: loaded))
+    folder = tmp_path / "runs" / "darker"
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").write_bytes(b"")
+    return folder
+
+
+def test_a_run_competes_under_its_label(run_folder):
+    image = np.full((10, 12), 200, np.uint8)
+    (found,) = trained_runs([f"DnCNN, same data={run_folder}"])
+    assert (found.name, found.settings) == ("DnCNN, same data", "darker 0")
+    result = found.method(image)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result[:, 0], 120, atol=0.01)
+    (none,) = trained_runs([f"none={run_folder}"], strength=0.0)
+    np.testing.assert_allclose(none.method(image), image, atol=1e-3)
+    assert "strength 0" in none.settings
+
+
+def test_self_ensemble_is_a_row_of_its_own_and_turns_every_view_back(run_folder):
+    single, ensemble = trained_runs([f"teacher={run_folder}"], self_ensembles=["teacher"])
+    assert (single.name, ensemble.name) == ("teacher", "teacher x8")
+    image = np.full((12, 12), 200, np.uint8)
+    image[:3, :4] = 100
+    # The factors of a pixel over all views have the mean 0.8 only if each is turned back.
+    np.testing.assert_allclose(ensemble.method(image), 0.8 * image, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("runs", "ensembles", "said"),
+    [
+        (["student"], [], "LABEL=FOLDER"),
+        (["student=absent"], [], "last.ckpt"),
+        ([], ["teacher"], "no run has this label"),
+    ],
+)
+def test_runs_that_are_not_there_are_refused(runs, ensembles, said):
+    with pytest.raises(ValueError, match=said):
+        trained_runs(runs, self_ensembles=ensembles)
+
+
+def test_two_rows_of_one_name_are_refused(tmp_path, run_folder):
+    settings = Settings(tmp_path, runs=[f"median={run_folder}"], methods=["median"])
+    with pytest.raises(EvaluationError, match="two rows are called 'median'"):
+        evaluation.evaluate("physics", settings, Progress(disable=True))
 
 
 def test_tuning_scenes_are_not_those_of_the_evaluation():
@@ -192,14 +265,15 @@ def test_smoothing_is_seen_for_what_it_does():
 
 def test_physics_writes_tables_figures_and_pictures(tmp_path, few_scenes):
     turns = []
-    written = physics_protocol.evaluate(
+    judged = physics_protocol.judge(
         CONTENDERS,
-        count=2,
-        seed=5,
+        few_scenes(2, 5),
         output=tmp_path,
-        described={"bundles": "none"},
         pictures=1,
         advance=lambda: turns.append(1),
+    )
+    written = physics_protocol.document(
+        judged, {"speckle": CONTENDERS}, output=tmp_path, described={"scenes": "2, seed 5"}
     )
     assert len(turns) == 4
     assert all(path.is_file() for path in written)
@@ -217,29 +291,78 @@ def test_physics_writes_tables_figures_and_pictures(tmp_path, few_scenes):
             assert picture.width > 200
 
 
+def test_thin_lines_are_measured_where_a_scene_is_labelled_with_them(tmp_path):
+    scene = make_scene()
+    scene.target[:, 48] += 100
+    scene.labels["lines"] = np.zeros(scene.target.shape, bool)
+    scene.labels["lines"][:, 48] = True
+    sharp = physics_protocol.measure(scene.target, scene)
+    soft = physics_protocol.measure(smooth(scene.target), scene)
+    assert sharp["line_width"] < 2 < soft["line_width"]
+    assert "point_width" not in sharp
+    judged = physics_protocol.judge(CONTENDERS, [scene], output=tmp_path, pictures=0)
+    text = physics_protocol.document(
+        judged, {"speckle": CONTENDERS}, output=tmp_path, described={}
+    )[0].read_text()
+    assert "line width px" in text
+    assert "point width px" not in text
+
+
+def test_several_simulators_are_judged_apart_and_together(tmp_path, few_scenes, monkeypatch):
+    sources = {"speckle": few_scenes, "array": lambda count, seed: few_scenes(count, seed + 50)}
+    for module in (evaluation, contenders):
+        monkeypatch.setattr(module, "SIMULATORS", sources)
+    settings = Settings(
+        tmp_path,
+        methods=["median"],
+        simulators=("speckle", "array"),
+        scenes=2,
+        tuning_scenes=1,
+        pictures=1,
+    )
+    outcome = evaluation.evaluate("physics", settings, Progress(disable=True))
+    names = {path.name for path in outcome.written}
+    documents = {"physics.md", "physics-array.md", "physics-together.md"}
+    assert documents <= names
+    scenes = {}
+    for stem in ("physics", "physics-array", "physics-together"):
+        with (tmp_path / f"{stem}-scenes.csv").open() as file:
+            scenes[stem] = [row["psnr"] for row in csv.DictReader(file) if row["method"] == "noisy"]
+    assert scenes["physics-together"] == scenes["physics"] + scenes["physics-array"]
+    text = (tmp_path / "physics-together.md").read_text()
+    assert "Methods and their parameters, array" in text
+
+
+def test_unknown_simulator_is_refused_with_the_list_of_those_that_exist(tmp_path):
+    settings = Settings(tmp_path, simulators=["magic"])
+    with pytest.raises(EvaluationError, match=r"'magic'.*speckle, array"):
+        evaluation.evaluate("physics", settings, Progress(disable=True))
+
+
 # --- real -------------------------------------------------------------------------------------
 
 
 def real_images(folder):
-    for source, count in (("liver", 3), ("muscle", 1)):
+    """Six subjects a source."""
+    for number, source in enumerate(("liver", "muscle")):
         (folder / source).mkdir(parents=True)
-        for index in range(count):
-            Image.fromarray(make_scene(index).noisy).save(folder / source / f"{index}.png")
+        for index in range(6):
+            path = folder / source / f"patient{index}.png"
+            Image.fromarray(make_scene(10 * number + index).noisy).save(path)
     return folder
 
 
-def test_images_are_taken_from_every_source(tmp_path):
-    folder = real_images(tmp_path / "images")
-    chosen = [path.relative_to(folder).as_posix() for path in real_protocol.choose(folder, 2)]
+def test_images_are_taken_evenly_from_every_source(tmp_path):
+    files = [tmp_path / "liver" / f"{k}.png" for k in range(3)] + [tmp_path / "muscle" / "0.png"]
+    chosen = [p.relative_to(tmp_path).as_posix() for p in images.choose(files, tmp_path, 2)]
     assert chosen == ["liver/0.png", "liver/2.png", "muscle/0.png"]
-    assert real_protocol.choose(tmp_path / "absent", 2) == []
 
 
 def test_real_protocol_writes_tables_by_source_and_pictures(tmp_path):
     folder = real_images(tmp_path / "images")
     written = real_protocol.evaluate(
-        (*CONTENDERS, Contender("student", smooth)),
-        real_protocol.choose(folder, 1),
+        (*CONTENDERS, Contender("student", smooth), Contender("teacher", smooth, network=Darker())),
+        [folder / "liver" / "patient0.png", folder / "muscle" / "patient1.png"],
         root=folder,
         output=tmp_path / "out",
         described={},
@@ -250,12 +373,48 @@ def test_real_protocol_writes_tables_by_source_and_pictures(tmp_path):
     assert "### muscle" in text
     assert "No clean image exists" in text
     names = {path.name for path in written if path.suffix == ".png"}
-    assert {"real-00-liver-methods.png", "real-00-liver-student.png"} <= names
+    assert {
+        "real-00-liver-methods.png",
+        "real-00-liver-student.png",
+        "real-sheet-student.png",
+        "real-sheet-teacher.png",
+    } <= names
+    with Image.open(tmp_path / "out" / "real-sheet-student.png") as sheet:
+        assert sheet.height > 2 * 96  # a band a source
+        assert sheet.width > 3 * 96  # before, after, removed
+
+
+def test_only_subjects_that_nothing_was_trained_on_are_judged(tmp_path):
+    folder = real_images(tmp_path / "images")
+    settings = Settings(
+        tmp_path / "out",
+        methods=["median"],
+        images=folder,
+        images_per_source=9,
+        tuning_scenes=1,
+    )
+    parts = images.parted(folder)
+    run = evaluation.Run(settings, [], [], Progress(disable=True))
+    run.__dict__["contenders"] = CONTENDERS
+    evaluation.real(run)
+    with (tmp_path / "out" / "real-images.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "noisy"]
+    assert 0 < len(rows) == len(parts.test)
+    assert not set(parts.test) & set(parts.train)
 
 
 def test_middle_cuts_without_rescaling():
     image = np.arange(100 * 60, dtype=np.uint32).astype(np.uint8).reshape(100, 60)
-    np.testing.assert_array_equal(real_protocol.middle(image, 80), image[10:90])
+    np.testing.assert_array_equal(images.middle(image, 80), image[10:90])
+
+
+def test_dark_rows_and_columns_around_a_picture_are_cut_off():
+    image = np.zeros((40, 50), np.uint8)
+    image[5:30, 10:45] = 90
+    image[20, 20] = 0
+    image[2, 3] = 255  # a speck is no picture
+    assert images.lit(image).shape == (25, 35)
+    assert images.lit(np.zeros((4, 5), np.uint8)).shape == (4, 5)
 
 
 # --- cost -------------------------------------------------------------------------------------
@@ -369,7 +528,7 @@ def test_pareto_front_rises():
 
 
 def test_unknown_protocol_and_method_are_refused(tmp_path):
-    with pytest.raises(EvaluationError, match="physics, real, cost"):
+    with pytest.raises(EvaluationError, match="paper, physics, real, cost"):
         evaluation.evaluate("magic", Settings(tmp_path), Progress(disable=True))
     with pytest.raises(EvaluationError, match="'magic' is unknown"):
         evaluation.evaluate(
