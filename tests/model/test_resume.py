@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -16,21 +17,7 @@ from model import logs
 from model.checkpoints import AtomicCheckpoints
 from model.logs import RunLog
 
-RECIPE = """
-name = "killed"
-threads = 1
-validation_scenes = 2
-validation_steps = 10
-[data]
-side = 128
-pool = 20
-workers = 0
-[optimiser]
-minutes = 30
-steps = 40
-batch = 2
-crop = 32
-"""
+SMOKE = Path(__file__).parents[2] / "config" / "model" / "smoke.toml"
 STEPS, BETWEEN = 40, 10
 SECONDS = 60
 
@@ -38,7 +25,7 @@ SECONDS = 60
 def start_training(folder: Path, output: Path) -> subprocess.Popen[bytes]:
     command = "from model.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", command, "train", str(folder / "killed.toml"), "--output", output],
+        [sys.executable, "-c", command, "train", str(folder / "smoke.toml"), "--output", output],
         stdout=output.with_suffix(".log").open("ab"),
         stderr=subprocess.STDOUT,
         cwd=Path(__file__).parents[2],
@@ -61,9 +48,11 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 def killed_and_resumed(tmp_path_factory) -> tuple[Path, list[dict[str, float]]]:
     """Folder of a run that was killed and started again, and the log that the kill left."""
     folder = tmp_path_factory.mktemp("resume")
-    (folder / "killed.toml").write_text(RECIPE)
+    recipe = re.sub(r"(?m)^steps = .*", f"steps = {STEPS}", SMOKE.read_text())
+    recipe = re.sub(r"(?m)^validation_steps = .*", f"validation_steps = {BETWEEN}", recipe)
+    (folder / "smoke.toml").write_text(recipe)
     output = folder / "runs"
-    run = output / "killed"
+    run = output / "smoke"
     first = start_training(folder, output)
     try:
         wait_for(run / "last.ckpt", first)
