@@ -322,19 +322,22 @@ def wavelet(grey: Array, *, noise_std: float, levels: int, wavelet_name: str = "
 
 
 BASELINES: tuple[Baseline, ...] = (
-    Baseline("median", "SciPy", median, {"size_px": (5, 7, 9, 13, 17, 23, 31)}),
+    Baseline("median", "SciPy", median, {"size_px": (3, 5, 7, 9, 13, 17, 23, 31)}),
     Baseline(
         "Lee",
         "Lee 1980",
         lee,
-        {"size_px": (5, 7, 9, 13, 17, 23, 31), "noise_std": (12.0, 17.0, 24.0, 34.0, 48.0)},
+        {
+            "size_px": (3, 5, 7, 9, 13, 17, 23, 31),
+            "noise_std": (12.0, 17.0, 24.0, 34.0, 48.0, 68.0),
+        },
     ),
     Baseline(
         "Frost",
         "Frost et al. 1982",
         frost,
         {
-            "size_px": (7, 11, 15, 21, 29),
+            "size_px": (5, 7, 11, 15, 21, 29),
             "damping": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
             "domain": (DISPLAY, AMPLITUDE),
         },
@@ -372,7 +375,7 @@ BASELINES: tuple[Baseline, ...] = (
         "Buades et al. 2005, scikit-image",
         non_local_means,
         {
-            "strength": (14.0, 18.0, 23.0, 30.0, 38.0),
+            "strength": (10.0, 14.0, 18.0, 23.0, 30.0, 38.0, 50.0),
             "patch_px": (3, 5, 7, 9),
             "reach_px": (7, 11, 15, 19),
         },
@@ -392,7 +395,7 @@ BASELINES: tuple[Baseline, ...] = (
         "Dabov et al. 2007, Mäkinen et al. 2020, bm3d package",
         bm3d_log,
         {
-            "noise_std": (14.0, 20.0, 28.0, 40.0, 56.0),
+            "noise_std": (14.0, 20.0, 28.0, 40.0, 56.0, 80.0),
             "correlation_px": (0.0, 0.7, 1.0, 1.4, 2.0),
         },
         needs="bm3d",

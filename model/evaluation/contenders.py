@@ -243,9 +243,17 @@ def classical(
             cache.parent.mkdir(parents=True, exist_ok=True)
             cache.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         tuned(baseline.name)
-        text = ", ".join(f"{name} {value}" for name, value in parameters.items())
-        found.append(Contender(baseline.name, baseline.method(parameters), text, baseline.source))
+        settings = ", ".join(_setting(baseline, *item) for item in parameters.items())
+        method = baseline.method(parameters)
+        found.append(Contender(baseline.name, method, settings, baseline.source))
     return found
+
+
+def _setting(baseline: Baseline, name: str, value: object) -> str:
+    """A tuned parameter; it is said where a wider grid might have found a better one."""
+    values = baseline.grid[name]
+    at_end = not isinstance(value, str) and value in (values[0], values[-1])
+    return f"{name} {value}" + (" (end of the grid)" if at_end else "")
 
 
 def _plain(baseline: Baseline) -> dict[str, list[object]]:

@@ -16,6 +16,7 @@ from model.data import validation_set
 from model.dncnn import DnCNN, FFDNetSized
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.tables import Table, Value, header, write
+from model.reparameterise import merge
 from model.student import multiply_accumulates
 
 SIZES = ((480, 640), (600, 800), (768, 1024))
@@ -80,9 +81,9 @@ def evaluate(
         },
     )
     note = (
-        "DnCNN runs with its normalisation folded into the convolutions. Networks are untrained "
-        "where they are not from a bundle: weights do not change the cost. Quote ratios within "
-        "this table, not milliseconds."
+        "DnCNN runs with its normalisation folded into the convolutions, students with their "
+        "branches merged. Networks are untrained where they are from neither run nor bundle: "
+        "weights do not change the cost. Quote ratios within this table, not milliseconds."
     )
     return write(output, "cost", [Table("All methods", COLUMNS, list(rows.values()), [note])], head)
 
@@ -124,8 +125,13 @@ def _call(method: Method, picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8
 
 
 def _networks(contenders: Sequence[Contender]) -> dict[str, nn.Module]:
-    trained = {c.name: c.network for c in contenders if c.network is not None}
+    trained = {c.name: _ready(c.network) for c in contenders if c.network is not None}
     return {"DnCNN 17x64": DnCNN().folded(), "FFDNet size": FFDNetSized().eval(), **trained}
+
+
+def _ready(network: nn.Module) -> nn.Module:
+    """The network as it would be used: branches merged, normalisation folded."""
+    return network.folded() if isinstance(network, DnCNN) else merge(network)
 
 
 def _classical(contenders: Sequence[Contender]) -> list[Contender]:

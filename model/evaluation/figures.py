@@ -97,7 +97,7 @@ def comparison(
     path : Path
         PNG to write.
     reference : ndarray, optional
-        The expected image; shown first, with the true speckle as what is to be removed.
+        The expected image; shown first, with what is truly to be removed.
     captions : mapping of str to str, optional
         More to say of a method, such as its PSNR.
     across : int
@@ -106,7 +106,9 @@ def comparison(
     more = captions or {}
     columns = [(Tile("before", noisy), Tile("nothing removed", removed(noisy, noisy)))]
     if reference is not None:
-        columns.append((Tile("reference", reference), Tile("speckle", removed(noisy, reference))))
+        columns.append(
+            (Tile("reference", reference), Tile("to be removed", removed(noisy, reference)))
+        )
     columns += [
         (
             Tile(f"{name} {more.get(name, '')}".strip(), image),

@@ -25,7 +25,8 @@ LARGEST_SIDE_PX, TUNING_SIDE_PX = 384, 192
 DETAIL_PX = 224
 PICTURE_LEVEL = LEVELS[1]
 NOTE = (
-    "The images taken as clean hold speckle of their own, and the noise is independent from pixel "
+    "The reference is the image taken as clean. "
+    "Such images hold speckle of their own, and the noise is independent from pixel "
     "to pixel, which speckle is not. A network that does well here has learned to take away the "
     "noise and to keep the speckle. This table only sets methods beside published ones."
 )

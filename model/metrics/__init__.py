@@ -109,7 +109,7 @@ class Column:
 
 
 COLUMNS: dict[str, Column] = {
-    "psnr": Column("PSNR dB", 2, "higher", "against the expected (speckle-free) image"),
+    "psnr": Column("PSNR dB", 2, "higher", "against the reference, the expected image"),
     "gain": Column("gain dB", 2, "higher", "PSNR above that of the speckled input"),
     "ssim": Column("SSIM", 3, "higher", "Gaussian window, Wang 2004"),
     "mse": Column("MSE", 1, "lower", "grey levels squared, of 255"),

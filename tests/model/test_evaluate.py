@@ -136,6 +136,12 @@ def test_mean_leaves_out_what_is_not_finite():
 # --- contenders -------------------------------------------------------------------------------
 
 
+def test_a_tuned_value_at_the_end_of_its_grid_is_said_to_be_there(tmp_path, few_scenes):
+    kept_as_it_is = Baseline("m", "", median, {"size_px": (1, 3)})
+    tuned = classical([kept_as_it_is], on=simulated(1), cache=tmp_path / "t.json")
+    assert tuned[0].settings == "size_px 3 (end of the grid)"
+
+
 def test_unknown_method_is_refused_with_the_list_of_those_that_exist():
     with pytest.raises(ValueError, match=r"'magic'.*median.*BM3D"):
         chosen_baselines(["magic"])
@@ -481,9 +487,14 @@ def test_contenders_take_turns():
     assert set(times) == {"a", "b"}
 
 
+class SmallDnCNN(DnCNN):
+    def __init__(self):
+        super().__init__(depth=3, width=4)
+
+
 def test_cost_table_holds_networks_in_every_precision(tmp_path, few_scenes, monkeypatch):
     monkeypatch.setattr(cost_protocol, "SIZES", ((32, 48), (40, 40)))
-    monkeypatch.setattr(cost_protocol, "DnCNN", lambda: DnCNN(depth=3, width=4))
+    monkeypatch.setattr(cost_protocol, "DnCNN", SmallDnCNN)
     monkeypatch.setattr(cost_protocol, "FFDNetSized", lambda: FFDNetSized(depth=3, width=4))
     contestants = (*CONTENDERS, Contender("student", smooth, network=TinyStudent()))
     turns = []
@@ -491,6 +502,7 @@ def test_cost_table_holds_networks_in_every_precision(tmp_path, few_scenes, monk
         contestants, output=tmp_path, described={}, advance=lambda: turns.append(1)
     )
     assert len(turns) == cost_protocol.turns(contestants)
+    assert isinstance(cost_protocol._ready(SmallDnCNN()).norms[0], nn.Identity)
     with (tmp_path / "cost-all-methods.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len([row for row in rows if row["method"] == "student"]) == len(cost.PRECISIONS)
@@ -555,8 +567,30 @@ def test_run_goes_from_settings_to_documents(tmp_path, few_scenes):
     assert (tmp_path / evaluation.TUNED_FILE).is_file()
 
 
+def test_self_ensemble_is_not_timed(tmp_path, run_folder):
+    settings = Settings(tmp_path, runs=[f"a={run_folder}"], self_ensembles=["a"])
+    assert [c.name for c in evaluation._networks("cost", settings)] == ["a"]
+    assert [c.name for c in evaluation._networks("physics", settings)] == ["a", "a x8"]
+
+
+def test_command_takes_runs_in_place_of_the_default_bundle(tmp_path, few_scenes, run_folder):
+    arguments = ["evaluate", "--output", str(tmp_path / "out"), "--method", "median"]
+    arguments += ["--scenes", "1", "--tuning-scenes", "1", "--run", f"ours={run_folder}"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "out" / "physics.md").read_text()
+    assert "| ours |" in text
+    assert "| student |" not in text
+    assert f"- runs: ours={run_folder}" in text
+
+
 def test_command_names_an_unknown_bundle_and_protocol(tmp_path):
-    for option, name in (("--bundle", "no-such-bundle"), ("--protocol", "no-such-protocol")):
+    for option, name in (
+        ("--bundle", "no-such-bundle"),
+        ("--protocol", "no-such-protocol"),
+        ("--simulator", "no-such-simulator"),
+        ("--run", "no-such-run"),
+    ):
         arguments = ["evaluate", "--output", str(tmp_path), option, name]
         result = CliRunner().invoke(cli.app, arguments)
         assert result.exit_code == 2

@@ -93,6 +93,14 @@ def test_ms_ssim_refuses_an_image_too_small_for_five_scales():
         metrics.ms_ssim(wave(100, 200), wave(100, 200), data_range=255)
 
 
+def test_mean_squared_error_and_psnr_agree():
+    rng = np.random.default_rng(3)
+    image, reference = rng.uniform(0, 255, (2, 40, 50))
+    expected = 10 * np.log10(255**2 / metrics.mse(image, reference))
+    assert metrics.psnr(image, reference, data_range=255) == pytest.approx(expected)
+    assert metrics.mse(reference + 4, reference) == pytest.approx(16)
+
+
 def test_images_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="one size"):
         metrics.psnr(wave(20, 20), wave(20, 21), data_range=255)
@@ -228,6 +236,22 @@ def test_line_width_of_a_gaussian_line_is_its_full_width_at_half_maximum():
     assert metrics.line_width(profile) == pytest.approx(expected, rel=0.01)
     assert metrics.line_width(profile, spacing_px=0.5) == pytest.approx(expected / 2, rel=0.01)
     assert np.isnan(metrics.line_width(np.full(40, 50.0)))
+
+
+def test_width_of_thin_structures_is_that_of_their_mean_profile():
+    sigma, expected = 2.0, 2 * np.sqrt(2 * np.log(2)) * 2.0
+    points = np.zeros((120, 120), bool)
+    points[::30, ::30][1:, 1:] = True
+    lines = np.zeros((120, 120), bool)
+    lines[:, 60] = True
+    rng = np.random.default_rng(0)
+    for mask, peak in ((points, 120 * 2 * np.pi * sigma**2), (lines, 120 * np.sqrt(2 * np.pi) * 2)):
+        image = 40 + peak * ndimage.gaussian_filter(mask.astype(float), sigma)
+        noise = ndimage.gaussian_filter(rng.normal(size=image.shape), 0.7)
+        assert metrics.thin_width(image, mask) == pytest.approx(expected, rel=0.06)
+        assert metrics.thin_width(image + 10 * noise, mask) == pytest.approx(expected, rel=0.15)
+    assert np.isnan(metrics.thin_width(image, np.zeros_like(mask)))
+    assert np.isnan(metrics.thin_width(np.full((120, 120), 50.0), lines))
 
 
 # --- without a reference ----------------------------------------------------------------------
