@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,14 @@ _ACROSS, _MOST_IMAGES = 3, 6
 _SIDE = 320
 """Pictures are cut to their middle of this size, so that speckle is seen pixel for pixel."""
 
-_TITLES = {"train": "Training", "val": "Validation", "weight": "Weights of the loss terms"}
+_TITLES = {
+    "train": "Training",
+    "val": "Validation",
+    "shortfall": "Shortfalls that the controller sees",
+    "weight": "Weights of the loss terms",
+}
+_TOGETHER = frozenset({"shortfall", "weight"})
+"""Groups of figures that share one plot."""
 
 
 def write(
@@ -81,7 +88,8 @@ def write(
 def curves(rows: Sequence[Mapping[str, float]], folder: Path) -> list[str]:
     """Draw every logged figure against the step, a picture for each group of them.
 
-    Figures named ``weight/<term>`` share one plot; the others have one each.
+    The group is what comes before the slash. Weights of loss terms share one plot, as do
+    shortfalls; the others have one each.
 
     Returns
     -------
@@ -90,12 +98,13 @@ def curves(rows: Sequence[Mapping[str, float]], folder: Path) -> list[str]:
     """
     names = sorted({name for row in rows for name in row} - {logs.STEP, MINUTES, "epoch"})
     sections = []
-    for group, title in _TITLES.items():
+    groups = {name.partition("/")[0] for name in names}
+    for group in [*_TITLES, *sorted(groups - set(_TITLES))]:
         members = [name for name in names if name.startswith(f"{group}/")]
         if members:
-            plots = [members] if group == "weight" else [[name] for name in members]
+            plots = [members] if group in _TOGETHER else [[name] for name in members]
             _draw(rows, plots, folder / f"curves-{group}.png")
-            sections.append(_section(title, f"curves-{group}.png"))
+            sections.append(_section(_TITLES.get(group, group), f"curves-{group}.png"))
     return sections
 
 
@@ -156,8 +165,18 @@ def _settings(folder: Path, rows: Sequence[Mapping[str, float]]) -> str:
     lines = [f"# {recipe.get('name', folder.name)}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items() if value != ""]
     if recipe:
-        lines += ["", "```json", json.dumps(recipe, indent=2), "```"]
+        lines += ["", "| recipe key | value |", "|---|---|"]
+        lines += [f"| `{key}` | `{json.dumps(value)}` |" for key, value in _flat(recipe)]
     return "\n".join([*lines, ""])
+
+
+def _flat(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings with their dotted names."""
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> str:

@@ -60,6 +60,7 @@ def test_the_report_tells_settings_curves_and_pictures(run_folder):
     text = document.read_text()
     for fact in ("# mine", "seed: 7", "0123abc", "feed", "179,000", "steps: 30", "minutes: 14"):
         assert fact in text
+    assert "| `loss.gradient` | `0.25` |" in text
     assert "| val/psnr | 29.000 | 29.000 | 49.000 | 49.000 |" in text
     assert [picture.name for picture in pictures_of(document)] == [
         "curves-train.png",
