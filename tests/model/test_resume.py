@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from model import logs
 from model.checkpoints import AtomicCheckpoints
 from model.logs import RunLog
 
-SMOKE = Path(__file__).parents[2] / "config" / "model" / "smoke.toml"
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "config" / "model" / "smoke.toml"
 STEPS, BETWEEN = 40, 10
 SECONDS = 60
 
@@ -28,7 +30,8 @@ def start_training(folder: Path, output: Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", command, "train", str(folder / "smoke.toml"), "--output", output],
         stdout=output.with_suffix(".log").open("ab"),
         stderr=subprocess.STDOUT,
-        cwd=Path(__file__).parents[2],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
 
 
