@@ -24,7 +24,7 @@ GREY_PER_DB = 255 / DYNAMIC_RANGE_DB
 
 DIAMETERS_PX = (4, 6, 10, 14, 20, 30)
 _BANDS_PX = (30, 30, 20, 20, 14, 14, 10, 6, 4)
-"""Diameters of one image, a band each: a few hundred lesions of any size in nine images."""
+"""Diameters of one image, a band each: a hundred lesions and more of any size in nine images."""
 _GAP_PX, _JITTER_PX, _BORDER_PX = 10, 1.5, 6
 _RING_PX = (2.0, 4.5)
 """Beyond the radius: tissue a lesion is compared with."""
@@ -88,8 +88,8 @@ class Size:
     """Images of tissue in classes of brightness."""
     frames: int = 12
     """Of the still cine."""
-    frame_side_px: int = 96
-    shifted_side_px: int = 120
+    frame_side_px: int = 88
+    shifted_side_px: int = 124
     """Of the image that is shifted by whole pixels."""
 
 
@@ -212,8 +212,7 @@ def packed_lesions(rng: np.random.Generator, side: int, contrast_db: float) -> P
     db = np.zeros((side, side), dtype=np.float32)
     lesions: list[Lesion] = []
     top = float(_BORDER_PX)
-    bands = list(rng.permutation(_BANDS_PX))
-    for diameter in sorted(bands[:3], reverse=True) + bands[3:]:
+    for diameter in rng.permutation(_BANDS_PX):
         cell = diameter + _GAP_PX
         if top + cell > side - _BORDER_PX:
             continue
@@ -222,7 +221,7 @@ def packed_lesions(rng: np.random.Generator, side: int, contrast_db: float) -> P
         for place in range(across):
             middle = (top + cell / 2, left + (place + 0.5) * cell)
             centre = np.asarray(middle) + rng.uniform(-_JITTER_PX, _JITTER_PX, 2)
-            sign = -1 if (place + len(lesions)) % 2 else 1
+            sign = -1 if len(lesions) % 2 else 1
             lesions.append(_add_lesion(db, centre, diameter / 2, sign * contrast_db))
         top += cell
     return Phantom(db, np.zeros_like(db), tuple(lesions))

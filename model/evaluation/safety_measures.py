@@ -1,0 +1,204 @@
+"""What was lost and what appeared, of one method on one part of the grounds.
+
+Pure functions from outputs and scenes to figures under the heading of their column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from model import metrics
+from model.baselines import Grey, Method
+from model.data import Scene
+from model.evaluation.contenders import Contender
+from model.evaluation.safety_grounds import (
+    BRIGHTNESS_DB,
+    GREY_PER_DB,
+    LINE_WIDTHS_PX,
+    Drawn,
+    Grey8,
+    Line,
+)
+from model.evaluation.tables import mean
+
+DISCS_PX = (6, 10, 16, 24)
+"""Structures looked for in even speckle."""
+STANDS_OUT_DB = 1.0
+KEPT_SHARE = 0.5
+"""Of its contrast, that a lesion needs to survive."""
+TEXT_CHANGE_GREY = 3.0
+"""A pixel of text that moved by more is changed."""
+PERIODS_PX = (2, 4, 8, 16)
+"""Of the grids that networks may draw."""
+SHIFT_MARGIN_PX = 28
+"""Border in which a crop may change the output of a method."""
+_PHASES_PX, _LARGEST_SHIFT_PX = 4, PERIODS_PX[-1] // 2
+_PROFILE_PX, _PROFILE_STEP_PX, _ALONG_PX = 9.0, 0.25, 14.0
+
+Figures = dict[str, float]
+Shift = tuple[int, int]
+
+
+def lesions_kept(
+    outputs: Sequence[Grey], scenes: Sequence[Scene], diameter_px: float
+) -> tuple[float, float]:
+    """What is left of the lesions of one size.
+
+    Returns
+    -------
+    survival : float
+        Share that keeps its sign and half of its contrast in the reference; `nan` for none.
+    contrast : float
+        Sum of their contrasts in the output, with the reference's sign, over that in the
+        reference.
+    """
+    shown, expected = [], []
+    for image, scene in zip(outputs, scenes, strict=True):
+        for lesion in scene.lesions:
+            if lesion.diameter_px == diameter_px:
+                reference = metrics.contrast(scene.target, lesion.mask, lesion.ring)
+                found = metrics.contrast(image, lesion.mask, lesion.ring)
+                shown.append(math.copysign(1, reference) * found)
+                expected.append(abs(reference))
+    if not sum(expected):
+        return math.nan, math.nan
+    pairs = zip(shown, expected, strict=True)
+    return mean(float(s >= KEPT_SHARE * e) for s, e in pairs), sum(shown) / sum(expected)
+
+
+def appeared(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> Figures:
+    """How far discs stand out of even speckle: 95th percentile, dB, and share above 1 dB, %."""
+    found: Figures = {}
+    for diameter in DISCS_PX:
+        departures = np.concatenate(
+            [
+                metrics.structure_departures(
+                    image, scene.target, np.ones(image.shape, bool), diameter_px=diameter
+                )
+                for image, scene in zip(outputs, scenes, strict=True)
+            ]
+        )
+        level = np.abs(departures) / GREY_PER_DB
+        some = level.size > 0
+        found[f"{diameter} px, dB"] = float(np.percentile(level, 95)) if some else math.nan
+        share = float((level > STANDS_OUT_DB).mean()) if some else math.nan
+        found[f"{diameter} px, %"] = 100 * share
+    return found
+
+
+def brightness_shifts(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> Figures:
+    """Mean shift of even tissue by class of brightness against the input, grey levels."""
+    found: Figures = {}
+    for level in BRIGHTNESS_DB:
+        label = f"{level:g}"
+        found[f"{label} dB"] = mean(
+            metrics.mean_shift(scene.noisy, image, scene.labels[label])
+            for image, scene in zip(outputs, scenes, strict=True)
+        )
+    found["largest"] = max(found.values(), key=abs)
+    return found
+
+
+def flicker_reduction(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> float:
+    """Temporal spread of the input over that of the output; infinite for a still output."""
+    after = metrics.flicker(outputs)
+    return metrics.flicker([scene.noisy for scene in scenes]) / after if after else math.inf
+
+
+def shift_differences(method: Method, image: Grey8) -> Figures:
+    """How the output changes when the image is shifted by whole pixels, grey levels.
+
+    Shifts of 0 to 3 pixels on each axis give the root mean square and the largest difference, and
+    the spread over a grid of period 2 or 4 (see `model.metrics.grid_energy`). For longer periods
+    shifts by half of it are enough: they show what it adds to the shorter ones.
+    """
+    outputs = dict(_shifted_outputs(method, image))
+    phases = [shift for shift in outputs if max(shift) < _PHASES_PX]
+    differences = np.stack([outputs[shift] - outputs[0, 0] for shift in phases[1:]])
+    found = {
+        "shift, RMS": float(np.sqrt((differences**2).mean())),
+        "shift, largest": float(np.abs(differences).max()),
+    }
+    for period in PERIODS_PX:
+        offsets = _offsets(period)
+        found[f"grid {period}"] = _spread([outputs[z, x] for z in offsets for x in offsets])
+    return found
+
+
+def _offsets(period: int) -> Sequence[int]:
+    return range(period) if period <= _PHASES_PX else (0, period // 2)
+
+
+def _shifted_outputs(method: Method, image: Grey8) -> Iterator[tuple[Shift, NDArray[np.float64]]]:
+    """Outputs of shifted crops where all of them overlap, laid over one another."""
+    reach = _LARGEST_SHIFT_PX
+    rows, columns = (side - reach for side in image.shape)
+    height, width = (side - 2 * SHIFT_MARGIN_PX - reach for side in (rows, columns))
+    if min(height, width) < 1:
+        raise ValueError(f"an image of {image.shape} leaves nothing within the margins")
+    shifts = {(z, x): None for p in PERIODS_PX for z in _offsets(p) for x in _offsets(p)}
+    for row, column in shifts:
+        cut = np.ascontiguousarray(image[row : row + rows, column : column + columns])
+        top, left = SHIFT_MARGIN_PX + reach - row, SHIFT_MARGIN_PX + reach - column
+        output = method(cut)[top : top + height, left : left + width]
+        yield (row, column), output.astype(np.float64)
+
+
+def _spread(outputs: Sequence[NDArray[np.float64]]) -> float:
+    return float(np.sqrt(np.stack(outputs).var(axis=0).mean()))
+
+
+def drawing_changes(image: Grey, drawn: Drawn) -> Figures:
+    """What became of text and lines: pixels changed, width gained and peak kept."""
+    moved = np.abs(image[drawn.text] - drawn.image[drawn.text].astype(np.float64))
+    found: Figures = {
+        "text changed, %": 100 * float((moved > TEXT_CHANGE_GREY).mean()),
+        "text moved, grey": float(moved.mean()),
+    }
+    for width in LINE_WIDTHS_PX:
+        pairs = [
+            (line_profile(drawn.image, line), line_profile(image, line))
+            for line in drawn.lines
+            if line.width_px == width
+        ]
+        found[f"{width:g} px line, wider px"] = mean(
+            _width(after) - _width(before) for before, after in pairs
+        )
+        found[f"{width:g} px line, peak kept"] = mean(
+            _rise(after) / _rise(before) for before, after in pairs
+        )
+    return found
+
+
+def line_profile(image: Grey | Grey8, line: Line) -> NDArray[np.float64]:
+    """Mean grey across a line, every quarter of a pixel, over the middle of its length."""
+    across = np.arange(-_PROFILE_PX, _PROFILE_PX + _PROFILE_STEP_PX, _PROFILE_STEP_PX)
+    along = np.arange(-_ALONG_PX, _ALONG_PX + 1)[:, None]
+    z = line.centre[0] - along * np.sin(line.angle) + across * np.cos(line.angle)
+    x = line.centre[1] + along * np.cos(line.angle) + across * np.sin(line.angle)
+    found = ndimage.map_coordinates(image.astype(np.float64), (z, x), order=1, mode="nearest")
+    return np.asarray(found.mean(axis=0))
+
+
+def _width(profile: NDArray[np.float64]) -> float:
+    return metrics.line_width(profile, spacing_px=_PROFILE_STEP_PX)
+
+
+def _rise(profile: NDArray[np.float64]) -> float:
+    quarter = len(profile) // 4
+    return float(profile.max() - np.median(np.r_[profile[:quarter], profile[-quarter:]]))
+
+
+def identity_at_zero(contender: Contender) -> float:
+    """1 where a network at strength 0 returns its input bit for bit, 0 where not; else `nan`."""
+    if contender.network is None:
+        return math.nan
+    grey = torch.linspace(0, 1, 64 * 64).reshape(1, 1, 64, 64)
+    with torch.inference_mode():
+        return float(torch.equal(contender.network(grey, 0.0), grey))
