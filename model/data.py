@@ -1,26 +1,28 @@
-"""Training and validation data: simulated pairs, drawn on the fly, and maps from real anatomy."""
+"""Simulated scenes to train and to validate on, and maps from real anatomy."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
-from torch import Tensor
-from torch.utils.data import IterableDataset
 
-from model import phantoms, speckle
+from model import multiplicative, phantoms, speckle
 from model.phantoms import Lesion
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 VALIDATION_SEED = 900_001
 """Training seeds stay below this."""
+_ENLARGED, _SMALLEST_MAP = 1.6, 160
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.float32]]
+"""Speckled image and its expected display, (rows, columns) each."""
+Despeckle = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -44,39 +46,54 @@ class Scene:
     lesions: tuple[Lesion, ...] = ()
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def read_grey(path: Path) -> NDArray[np.uint8]:
-    """Read an image as 8-bit grey, (rows, columns)."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L"))
-
-
 def anatomy_maps(
-    files: list[Path], sigma: float = 1.6, largest: int = 640
+    images: Iterable[NDArray[np.uint8]], despeckle: Despeckle, largest: int = 640
 ) -> list[NDArray[np.uint8]]:
     """Strongly despeckled real images, to be speckled anew.
 
-    Downsampled by averaging, then smoothed by an iterated median and a Gaussian, which leaves no
-    oriented texture behind. Images smaller than 160 pixels are left out.
+    What a filter leaves of the speckle would become tissue, which a network then learns to keep
+    as brush strokes. So images are averaged down, despeckled, and despeckled once more at half
+    the size, where coarse speckle is fine. Images smaller than 160 pixels are left out.
+
+    Parameters
+    ----------
+    images : iterable of ndarray, (rows, columns), uint8
+    despeckle : callable
+        Works on one grey image; see `strong_filter` for one without a network.
+    largest : int
+        Longest side of a map, pixels.
     """
     maps = []
-    for path in files:
-        image = read_grey(path).astype(np.float32)
-        factor = max(1, round(max(image.shape) / (largest / 1.6)))
-        rows, columns = (side // factor * factor for side in image.shape)
-        image = image[:rows, :columns]
-        image = image.reshape(rows // factor, factor, columns // factor, factor).mean((1, 3))
-        for size in (5, 5):
-            image = ndimage.median_filter(image, size)
-        image = ndimage.gaussian_filter(image, sigma)
-        enlarged = ndimage.zoom(image, 1.6, order=1)
-        if min(enlarged.shape) >= 160:
-            maps.append(np.clip(enlarged, 0, 255).astype(np.uint8))
+    for image in images:
+        factor = max(1, round(max(image.shape) / (largest / _ENLARGED)))
+        tissue = despeckle(_rounded(_averaged(image, factor))).astype(np.float32)
+        halved = _averaged(tissue, 2)
+        coarse = ndimage.zoom(despeckle(_rounded(halved)).astype(np.float32) - halved, 2, order=1)
+        tissue = ndimage.median_filter(tissue[: coarse.shape[0], : coarse.shape[1]] + coarse, 3)
+        enlarged = ndimage.zoom(tissue, _ENLARGED, order=1)
+        if min(enlarged.shape) >= _SMALLEST_MAP:
+            maps.append(_rounded(enlarged))
     return maps
+
+
+def strong_filter(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Iterated median and Gaussian: what lends anatomy where there is no student yet."""
+    smooth = image.astype(np.float32)
+    for _ in range(2):
+        smooth = ndimage.median_filter(smooth, 5)
+    return _rounded(ndimage.gaussian_filter(smooth, 1.6))
+
+
+def _averaged(image: NDArray[Any], factor: int) -> NDArray[np.float32]:
+    """Downsampled by averaging; what is left over at the far sides is cut."""
+    rows, columns = (side // factor * factor for side in image.shape)
+    blocks = image[:rows, :columns].astype(np.float32)
+    blocks = blocks.reshape(rows // factor, factor, columns // factor, factor)
+    return np.asarray(blocks.mean((1, 3)), dtype=np.float32)
+
+
+def _rounded(image: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.asarray(np.clip(image, 0, 255).round(), dtype=np.uint8)
 
 
 def data_hash(files: list[Path]) -> str:
@@ -88,25 +105,50 @@ def data_hash(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def draw_scene(
-    rng: np.random.Generator,
-    side: int,
-    anatomy: list[NDArray[np.uint8]],
-    anatomy_share: float,
-    overlay_share: float,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """One training pair, (side, side) before the scanner's resize: noisy uint8, target float32."""
-    if anatomy and rng.random() < anatomy_share:
-        chosen = anatomy[int(rng.integers(len(anatomy)))]
-        shape = (min(side, chosen.shape[0]), min(side, chosen.shape[1]))
-        phantom = phantoms.from_anatomy(rng, chosen, shape)
-    else:
-        phantom = phantoms.draw(rng, (side, side))
-    formed = speckle.form(phantom, speckle.Acquisition.draw(rng), rng)[0]
-    noisy, target = formed.noisy, formed.target
-    if rng.random() < overlay_share:
-        noisy, target = _overlay(rng, noisy, target)
-    return noisy, target
+@dataclass(frozen=True)
+class Simulation:
+    """What training scenes are drawn from.
+
+    Attributes
+    ----------
+    anatomy : sequence of ndarray, (rows, columns), uint8
+        See `anatomy_maps`; may be empty.
+    anatomy_share : float
+        Part of the scenes that take their map from it.
+    overlay_share : float
+        Part of the scenes with burned-in text and callipers, which are to be kept.
+    side : int
+        Side of a scene, pixels.
+    """
+
+    anatomy: Sequence[NDArray[np.uint8]] = ()
+    anatomy_share: float = 0.4
+    overlay_share: float = 0.12
+    side: int = 256
+
+    def draw(self, rng: np.random.Generator) -> Pair:
+        """One training pair, (side, side): noisy uint8, target float32."""
+        setting = speckle.Acquisition.draw(rng)
+        before = int(np.ceil((self.side + 2) / setting.resize))
+        if len(self.anatomy) and rng.random() < self.anatomy_share:
+            chosen = self.anatomy[int(rng.integers(len(self.anatomy)))]
+            phantom = phantoms.from_anatomy(rng, _at_least(chosen, before), (before, before))
+        else:
+            phantom = phantoms.draw(rng, (before, before))
+        formed = speckle.form(phantom, setting, rng)[0]
+        part = np.s_[: self.side, : self.side]
+        noisy, target = formed.noisy[part], formed.target[part]
+        if rng.random() < self.overlay_share:
+            noisy, target = _overlay(rng, noisy, target)
+        return noisy, target
+
+
+def _at_least(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Enlarge an image whose shorter side is below `side`."""
+    short = min(image.shape)
+    if short >= side:
+        return image
+    return np.asarray(ndimage.zoom(image, (side + 1) / short, order=1))
 
 
 def _overlay(
@@ -139,81 +181,6 @@ def _overlay(
         np.asarray(painted.round(), dtype=np.uint8),
         np.asarray(target * (1 - ink) + level * ink, dtype=np.float32),
     )
-
-
-class SpeckleStream(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless batches of simulated pairs: noisy and target, (batch, 1, crop, crop), 0..1.
-
-    Scenes go into a pool and are cropped several times, so that forming them costs no more than
-    training on them.
-
-    Parameters
-    ----------
-    anatomy : list of ndarray
-        See `anatomy_maps`.
-    batch, crop, side : int
-        Patches a batch, their side, and the side of a scene before it is cropped, pixels.
-    pool : int
-        Scenes that are kept at once.
-    scenes_per_batch : float
-        New scenes for each batch.
-    """
-
-    def __init__(
-        self,
-        anatomy: list[NDArray[np.uint8]],
-        *,
-        seed: int,
-        batch: int,
-        crop: int,
-        side: int = 288,
-        pool: int = 1500,
-        scenes_per_batch: float = 1.0,
-        anatomy_share: float = 0.4,
-        overlay_share: float = 0.12,
-    ) -> None:
-        super().__init__()
-        self.anatomy, self.seed, self.batch, self.crop, self.side = anatomy, seed, batch, crop, side
-        self.pool, self.scenes_per_batch = pool, scenes_per_batch
-        self.anatomy_share, self.overlay_share = anatomy_share, overlay_share
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng((self.seed, worker.id if worker else 0))
-        if worker:
-            torch.set_num_threads(1)
-        scenes: list[tuple[NDArray[np.uint8], NDArray[np.float32]]] = []
-        owed = 24.0
-        while True:
-            while owed >= 1:
-                pair = draw_scene(
-                    rng, self.side, self.anatomy, self.anatomy_share, self.overlay_share
-                )
-                if min(pair[0].shape) >= self.crop:
-                    if len(scenes) < self.pool:
-                        scenes.append(pair)
-                    else:
-                        scenes[int(rng.integers(self.pool))] = pair
-                owed -= 1
-            owed += self.scenes_per_batch
-            chosen = rng.integers(len(scenes), size=self.batch)
-            crops = [self._crop(rng, *scenes[int(index)]) for index in chosen]
-            noisy = torch.from_numpy(np.stack([c[0] for c in crops]))[:, None].float() / 255
-            target = torch.from_numpy(np.stack([c[1] for c in crops]))[:, None] / 255
-            yield noisy, target
-
-    def _crop(
-        self, rng: np.random.Generator, noisy: NDArray[np.uint8], target: NDArray[np.float32]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Random patch that is not all black, randomly mirrored."""
-        for _ in range(8):
-            top = int(rng.integers(0, noisy.shape[0] - self.crop + 1))
-            left = int(rng.integers(0, noisy.shape[1] - self.crop + 1))
-            window = np.s_[top : top + self.crop, left : left + self.crop]
-            if (noisy[window] > 0).mean() > 0.3:
-                break
-        flip = np.s_[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
-        return np.ascontiguousarray(noisy[window][flip]), np.ascontiguousarray(target[window][flip])
 
 
 def validation_set(count: int, seed: int = VALIDATION_SEED, side: int = 256) -> list[Scene]:
@@ -256,3 +223,28 @@ def validation_set(count: int, seed: int = VALIDATION_SEED, side: int = 256) -> 
             )
         )
     return scenes
+
+
+@dataclass(frozen=True)
+class NoisyImages:
+    """Real images taken as clean, with multiplicative noise: the paper's protocol.
+
+    Attributes
+    ----------
+    images : sequence of ndarray, (rows, columns), uint8
+    side : int
+        Side of a scene, pixels; smaller images are mirrored at their borders.
+    """
+
+    images: Sequence[NDArray[np.uint8]]
+    side: int
+
+    def draw(self, rng: np.random.Generator) -> Pair:
+        """One training pair at one of `multiplicative.LEVELS`: noisy uint8, clean float32."""
+        image = self.images[int(rng.integers(len(self.images)))]
+        lacking = [(0, max(0, self.side - length)) for length in image.shape]
+        image = np.pad(image, lacking, mode="symmetric")
+        top, left = (int(rng.integers(0, length - self.side + 1)) for length in image.shape)
+        clean = image[top : top + self.side, left : left + self.side]
+        level = float(rng.choice(multiplicative.LEVELS))
+        return multiplicative.add(clean, level, rng), clean.astype(np.float32)

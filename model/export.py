@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from model import bundle as bundles
-from model import data
+from model import data, runs
 from model.metrics.fidelity import psnr
-from model.recipe import Recipe
+from model.reparameterise import merge
 from model.student import Student, multiply_accumulates, parameters
 
 LICENCE = "Apache-2.0"
@@ -30,7 +29,7 @@ def export(
     Parameters
     ----------
     checkpoint : Path
-        Of `model.train`, with its ``run.json`` beside it.
+        Of `model.train`, or the folder of the run.
     output : Path
         Folder of bundles; this one goes into ``output/<name>``.
     name, version : str
@@ -39,23 +38,18 @@ def export(
         Sources of real images that the training used, as their licences ask.
     """
     try:
-        run: dict[str, Any] = json.loads((checkpoint.parent / "run.json").read_text("utf-8"))
-        state = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    except OSError as error:
+        run = runs.load(checkpoint.parent if checkpoint.suffix else checkpoint)
+    except runs.RunError as error:
+        raise bundles.BundleError(str(error)) from error
+    if type(run.network) is not Student:
         raise bundles.BundleError(
-            f"{error.filename}: {error.strerror}; name a checkpoint of a training run"
-        ) from error
-    recipe = Recipe.model_validate(run["recipe"])
-    architecture = recipe.network.build()
-    student = Student(architecture)
-    student.load_state_dict(
-        {
-            key.removeprefix("student."): value.contiguous()
-            for key, value in state["state_dict"].items()
-            if key.startswith("student.")
-        }
-    )
-    student.eval()
+            f"{checkpoint}: the run trained a {run.kind}; only a student makes a bundle"
+        )
+    student = merge(run.network).eval()
+    architecture = student.architecture
+    if architecture.block == "reparameterised":
+        architecture = replace(architecture, block="plain")
+        student.architecture = architecture
 
     folder = output / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,9 +75,9 @@ def export(
         weights_sha256=bundles.sha256(folder / bundles.WEIGHTS),
         self_test_sha256=bundles.sha256(folder / bundles.SELF_TEST),
         training={
-            **{key: run[key] for key in ("recipe", "commit", "images", "data_sha256", "torch")},
-            "steps": int(state["global_step"]),
-            "minutes": round(state["spent_seconds"] / 60, 1),
+            **run.description,
+            "steps": int(run.checkpoint["global_step"]),
+            "minutes": round(run.checkpoint["spent_seconds"] / 60, 1),
         },
         figures={
             **_figures(draft),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -160,9 +160,9 @@ def _paint_layers(rng: np.random.Generator, shape: tuple[int, int]) -> Map:
         layer = np.full(shape, level, dtype=np.float32)
         if rng.random() < 0.6:
             layer += rng.uniform(0.5, 4) * smooth_field(rng, shape, rng.uniform(4, 40))
-        if rng.random() < 0.3:
-            layer += rng.uniform(1, 6) * smooth_field(
-                rng, shape, rng.uniform(0.8, 3), rng.normal(0, 0.4), rng.uniform(6, 40)
+        if rng.random() < 0.15:
+            layer += rng.uniform(1, 5) * smooth_field(
+                rng, shape, rng.uniform(2, 5), rng.normal(0, 0.4), rng.uniform(6, 40)
             )
         inside = np.clip(depth - boundary[None, :] + 0.5, 0, 1)
         out = np.asarray(out * (1 - inside) + layer * inside, dtype=np.float32)
@@ -172,18 +172,84 @@ def _paint_layers(rng: np.random.Generator, shape: tuple[int, int]) -> Map:
     return out
 
 
+def _paint_fibres(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Map, Map]:
+    """Muscle or tendon cut along: bright septa, nearly parallel, in plain dark tissue.
+
+    The septa are discrete and the tissue between them is even, so that stripes which speckle
+    happens to form are not taken for fibres.
+
+    Returns
+    -------
+    diffuse_db, specular : ndarray, (rows, columns), float32
+    """
+    rows, columns = shape
+    db = np.full(shape, rng.normal(-3, 3), dtype=np.float32)
+    specular = np.zeros(shape, dtype=np.float32)
+    angle, bend = rng.normal(0, 0.3), rng.normal(0, 2e-4)
+    z, x = np.mgrid[:rows, :columns].astype(np.float32)
+    along = (x - columns / 2) * np.cos(angle) + (z - rows / 2) * np.sin(angle)
+    across = -(x - columns / 2) * np.sin(angle) + (z - rows / 2) * np.cos(angle)
+    across += bend * along**2
+    reach = float(np.hypot(rows, columns)) / 2
+    strength, regular = rng.uniform(3, 14), rng.uniform(0, 0.06)
+    for _ in range(int(rng.integers(8, 90))):
+        offset, middle = rng.uniform(-reach, reach), rng.uniform(-reach, reach)
+        half = np.exp(rng.uniform(np.log(8), np.log(reach)))
+        tilt = rng.normal(0, regular + 1e-3)
+        distance = np.abs(across - offset - tilt * (along - middle))
+        body = np.clip(0.5 + rng.uniform(0.4, 1.8) - distance, 0, 1)
+        body *= np.clip((half - np.abs(along - middle)) / 4, 0, 1)
+        level = rng.uniform(0.3, 1) * strength
+        if rng.random() < 0.25:
+            specular = np.maximum(specular, body * np.float32(10 ** (level / 20 - 0.2)))
+        else:
+            db = np.maximum(db, db + np.float32(level) * body)
+    return np.asarray(db, dtype=np.float32), np.asarray(specular, dtype=np.float32)
+
+
+def _paint_lobules(rng: np.random.Generator, shape: tuple[int, int]) -> Map:
+    """Fat or gland: even lobules of slightly different level between thin bright septa."""
+    rows, columns = shape
+    count = int(rng.integers(3, 60))
+    centres = rng.uniform(-0.15, 1.15, (count, 2)) * np.array([rows, columns])
+    z, x = np.mgrid[:rows, :columns].astype(np.float32)
+    wobble = float(rng.uniform(0, 12))
+    z = z + wobble * smooth_field(rng, shape, 20)
+    x = x + wobble * smooth_field(rng, shape, 20)
+    flat = rng.uniform(1.0, 3.0)
+    distance, owner = spatial.cKDTree(centres * [flat, 1.0]).query(
+        np.stack([z.ravel() * flat, x.ravel()], axis=1), k=2
+    )
+    gap = (distance[:, 1] - distance[:, 0]).reshape(shape)
+    levels = rng.normal(0, rng.uniform(0, 3), count)
+    db = levels[owner[:, 0]].reshape(shape)
+    width = rng.uniform(0.8, 4.0)
+    septa = np.clip(width - gap / 2, 0, 1) * (smooth_field(rng, shape, 30) > rng.uniform(-3, 0.5))
+    return np.asarray(db + rng.uniform(2, 14) * septa, dtype=np.float32)
+
+
+def plain(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
+    """Draw tissue of one kind, nothing in it."""
+    return Phantom(np.full(shape, rng.normal(0, 3), dtype=np.float32), np.zeros(shape, np.float32))
+
+
 def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
-    """Draw a procedural phantom: layers, lesions, vessels, septa, points and shadows."""
+    """Draw a procedural phantom.
+
+    Even tissue, even tissue with faint lesions, muscle, fat, or layers; the last two with lesions,
+    vessels, septa and points.
+    """
     rows, columns = shape
     kind = rng.random()
-    if kind < 0.08:
-        return Phantom(
-            np.full(shape, rng.normal(0, 3), dtype=np.float32), np.zeros(shape, np.float32)
-        )
+    if kind < 0.1:
+        return plain(rng, shape)
     if kind < 0.3:
-        plain = np.full(shape, rng.normal(0, 3), dtype=np.float32)
-        return Phantom(_with_subtle_lesions(rng, plain), np.zeros(shape, np.float32))
-    db = _paint_layers(rng, shape)
+        even = plain(rng, shape).diffuse_db
+        return Phantom(_with_subtle_lesions(rng, even), np.zeros(shape, np.float32))
+    if kind < 0.4:
+        db, specular = _paint_fibres(rng, shape)
+        return Phantom(_with_subtle_lesions(rng, db) if rng.random() < 0.3 else db, specular)
+    db = _paint_lobules(rng, shape) if kind < 0.5 else _paint_layers(rng, shape)
     specular = np.zeros(shape, dtype=np.float32)
     for _ in range(int(rng.integers(0, 7))):
         db = _with_lesion(rng, db)

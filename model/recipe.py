@@ -6,10 +6,21 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from torch import nn
 
+from model.dncnn import DnCNN
 from model.losses import TERMS
-from model.student import Architecture
+from model.pool import FEATURE_STRIDE
+from model.student import Architecture, Student
+from model.teacher import Teacher
 
 
 class RecipeError(ValueError):
@@ -21,37 +32,98 @@ class _Section(BaseModel):
 
 
 class NetworkSection(_Section):
-    """Architecture of the student."""
+    """What is trained."""
 
+    kind: Literal["student", "teacher", "dncnn"] = "student"
+    """The student ships; the teacher and DnCNN are there to teach and to compare."""
     widths: tuple[int, ...] = Architecture.widths
     """Channels, by level."""
     encoder: tuple[int, ...] = Architecture.encoder
     """3x3 convolutions on the way down, by level."""
     decoder: tuple[int, ...] = Architecture.decoder
     """3x3 convolutions on the way up, by level."""
+    unshuffle: Annotated[int, Field(ge=2, le=4)] = Architecture.unshuffle
+    """Pixels a side that become channels before the first convolution."""
+    block: Literal["plain", "reparameterised", "gated"] = "plain"
+    """Kind of convolution: one, several branches merged after training, or two multiplied."""
+    residual_blocks: tuple[int, ...] = (2, 2, 4, 6)
+    """Of a teacher, by level, on the way down; all but the last also on the way up."""
 
-    def build(self) -> Architecture:
-        """The architecture; raises ValueError where the lengths do not fit."""
-        return Architecture(self.widths, self.encoder, self.decoder)
+    def build(self) -> nn.Module:
+        """A new network; raises ValueError where the lengths do not fit."""
+        if self.kind == "dncnn":
+            return DnCNN()
+        architecture = self.architecture()
+        if self.kind == "teacher":
+            return Teacher(architecture, self.residual_blocks)
+        return Student(architecture)
+
+    def architecture(self) -> Architecture:
+        """Of a student, or of the student that a teacher is grown from."""
+        return Architecture(self.widths, self.encoder, self.decoder, self.unshuffle, self.block)
 
 
 class DataSection(_Section):
-    """Simulated pairs."""
+    """Scenes to train on; see `model.prepare`."""
 
-    anatomy: str = ""
-    """Folder of real B-mode images that lend their anatomy, relative to the working folder."""
+    source: Literal["physics", "paper"] = "physics"
+    """Simulated speckle, or real images with multiplicative noise."""
+    images: str = ""
+    """Folder of real B-mode images or DICOM objects, relative to the working folder."""
+    frames_per_file: Annotated[int, Field(ge=1)] = 4
+    """Frames of a cine that are used."""
+    smoothed_by: str = ""
+    """Bundle that makes anatomy of the images; a plain filter where there is none."""
     anatomy_share: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """Share of scenes drawn from it."""
+    """Share of scenes that take their map from a real image."""
     overlay_share: Annotated[float, Field(ge=0, le=1)] = 0.12
     """Share of scenes with burned-in text and callipers, to be kept."""
-    side: Annotated[int, Field(ge=64)] = 288
+    side: Annotated[int, Field(ge=64, multiple_of=8)] = 256
     """Side of a scene, pixels."""
-    pool: Annotated[int, Field(ge=1)] = 1500
-    """Scenes kept in memory at once."""
-    scenes_per_batch: Annotated[float, Field(gt=0)] = 1.0
-    """New scenes for each batch."""
-    workers: Annotated[int, Field(ge=0)] = 1
-    """Processes that form scenes."""
+    scenes: Annotated[int, Field(ge=1)] = 4000
+    """Scenes that are drawn before the training."""
+    seed: Annotated[int, Field(ge=0, lt=900_000)] = 1
+    """Of the scenes; runs that differ in their own seed alone share them."""
+    fresh_per_batch: Annotated[float, Field(ge=0)] = 0.0
+    """Scenes that are replaced by new ones a batch; not together with a distillation."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that draw scenes beforehand; 0 takes the cores that there are."""
+    loaders: Annotated[int, Field(ge=0)] = 0
+    """Processes that cut patches, and draw fresh scenes, while the training runs."""
+    cache: str = "runs/cache"
+    """Folder that keeps drawn scenes for the next run."""
+
+
+class DistillationSection(_Section):
+    """What the student learns from a teacher; see `model.distill`."""
+
+    teacher: str = ""
+    """Folder of the teacher's run; no distillation where there is none."""
+    supervised: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the terms against the simulated reference."""
+    output: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the terms against the teacher's output."""
+    affinity: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the likeness of feature affinities."""
+    folds: Annotated[int, Field(ge=1, le=4)] = 4
+    """Mirrored inputs over which the teacher's output is averaged."""
+    real_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the patches that are unlabelled real images, with the teacher alone to go by."""
+
+
+class GuidanceSection(_Section):
+    """How the loss weights follow the validation metrics; see `model.guidance`."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps from one adjustment to the next; 0 leaves the weights as they are."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """How strongly the largest shortfall draws the weights; small is strong."""
+    inertia: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the old weight that stays at an adjustment."""
+    reach: Annotated[float, Field(ge=1)] = 4.0
+    """Largest factor, up or down, from the recipe's own weight."""
+    targets: dict[str, float] = {}
+    """By metric; those that are not given are the teacher's."""
 
 
 class OptimiserSection(_Section):
@@ -73,6 +145,8 @@ class OptimiserSection(_Section):
     """The exported weights are this running mean."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
+    start_from: str = ""
+    """Bundle or run whose weights begin; a teacher grows from a student without a change."""
 
 
 class Recipe(_Section):
@@ -86,6 +160,10 @@ class Recipe(_Section):
     """Of the trainer."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the trainer; 0 takes the cores that there are."""
+    accelerator: str = "auto"
+    """Lightning's: cpu, gpu, or what there is."""
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """How many; several train together (DDP), each on batches of its own."""
     validation_scenes: Annotated[int, Field(ge=2)] = 32
     """Simulated scenes, seeded apart from the training."""
     validation_steps: Annotated[int, Field(ge=1)] = 1000
@@ -93,6 +171,8 @@ class Recipe(_Section):
     network: NetworkSection = NetworkSection()
     data: DataSection = DataSection()
     optimiser: OptimiserSection = OptimiserSection()
+    distillation: DistillationSection = DistillationSection()
+    guidance: GuidanceSection = GuidanceSection()
     loss: dict[str, Annotated[float, Field(ge=0)]] = {"charbonnier": 1.0}
     """Weight of each term of `model.losses`."""
 
@@ -103,6 +183,20 @@ class Recipe(_Section):
         if unknown:
             raise ValueError(f"no such term {unknown}; known are {sorted(TERMS)}")
         return value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Recipe:
+        if self.distillation.teacher and self.data.fresh_per_batch:
+            raise ValueError(
+                "data.fresh_per_batch: a teacher's output is computed once, for scenes that stay; "
+                "set it to 0, or leave distillation.teacher empty"
+            )
+        if self.optimiser.crop > self.data.side or self.optimiser.crop % FEATURE_STRIDE:
+            raise ValueError(
+                f"optimiser.crop = {self.optimiser.crop}: must be a multiple of {FEATURE_STRIDE} "
+                f"and at most data.side = {self.data.side}"
+            )
+        return self
 
 
 def load(path: Path) -> Recipe:

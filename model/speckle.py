@@ -28,6 +28,8 @@ from model.phantoms import Phantom
 _RICE_DB = (-40.0, -6.0, 0.0, 6.0, 12.0, 20.0)
 """Grid of coherent over diffuse power, dB."""
 _QUANTILES = 384
+_PERSISTENT = 0.6
+"""Correlation of the scatterers of the frame before with those of this one."""
 _OVERSHOOT_SHARE = 0.35
 """See `_mean_after_clipping`."""
 
@@ -50,13 +52,19 @@ class Acquisition:
     """Near and far, standard deviation of the amplitude profile."""
     carrier: float = 0.25
     """Cycles a sample."""
-    defocus: float = 0.0
-    """Quadratic phase at one lateral sigma."""
+    defocus: tuple[float, float] = (0.0, 0.0)
+    """Near and far: quadratic phase, at one lateral sigma or at the edge of the aperture."""
     side_lobes: float = 0.0
-    """Amplitude of a wide lateral pedestal."""
+    """Amplitude of a wide lateral pedestal (Gaussian beam only)."""
+    aperture_sine: float = 0.0
+    """Sine of the half-angle that the aperture subtends; 0 is a Gaussian beam."""
+    transmit_share: float = 1.0
+    """Transmit aperture over receive aperture (aperture beam only)."""
     looks: int = 1
     look_mode: str = "amplitude"
     """How compounded looks are averaged: amplitude, power or log."""
+    look_correlation: float = 0.0
+    """Amplitude that the scatterers of every look share, as steered looks of one tissue do."""
     attenuation_db: float = 0.0
     """Not compensated, over the whole depth."""
     tgc_ripple_db: float = 0.0
@@ -65,6 +73,8 @@ class Acquisition:
     dynamic_range_db: float = 60.0
     tissue_level: float = 0.45
     """Where ordinary tissue falls in the display range, 0 to 1."""
+    persistence: float = 0.0
+    """Weight of the frame before, whose speckle has moved on in part."""
     grey_gamma: float = 1.0
     grey_s_curve: float = 0.0
     smooth_sigma: float = 0.0
@@ -85,23 +95,30 @@ class Acquisition:
             axial_sigma=float(np.exp(rng.uniform(np.log(0.55), np.log(2.2)))),
             lateral_sigma=(near, near * float(rng.uniform(0.6, 1.9))),
             carrier=float(rng.uniform(0.05, 0.4)),
-            defocus=float(rng.choice([0.0, rng.normal(0, 0.6)])),
+            defocus=(
+                float(rng.choice([0.0, rng.normal(0, 0.6)])),
+                float(rng.choice([0.0, rng.normal(0, 0.6)])),
+            ),
             side_lobes=float(rng.choice([0.0, rng.uniform(0, 0.06)])),
+            aperture_sine=float(rng.choice([0.0, rng.uniform(0.1, 0.5)])),
+            transmit_share=float(rng.uniform(0.3, 1.0)),
             looks=int(rng.choice([1, 1, 1, 1, 2, 2, 3, 4])),
             look_mode=str(rng.choice(["amplitude", "power", "log"])),
+            look_correlation=float(rng.choice([0.0, 0.3, 0.5, 0.7])),
             attenuation_db=float(rng.choice([0.0, rng.uniform(-6, 18)])),
             tgc_ripple_db=float(rng.choice([0.0, rng.uniform(0, 4)])),
             shadows=int(rng.choice([0, 0, 0, 1, 2, 4])),
             noise_floor_db=float(rng.uniform(-70, -18)),
             dynamic_range_db=float(rng.uniform(38, 82)),
             tissue_level=float(rng.uniform(0.2, 0.7)),
+            persistence=float(rng.choice([0.0, 0.0, 0.0, 0.0, rng.uniform(0.2, 0.5)])),
             grey_gamma=float(np.exp(rng.normal(0, 0.2))),
             grey_s_curve=float(rng.choice([0.0, rng.uniform(-0.4, 0.6)])),
             smooth_sigma=float(rng.choice([0.0, 0.0, rng.uniform(0.3, 1.1)])),
             sharpen=float(rng.choice([0.0, 0.0, rng.uniform(0.2, 0.9)])),
             sharpen_sigma=float(rng.uniform(0.8, 2.0)),
             jpeg_quality=int(rng.choice([0, 0, 0, int(rng.integers(55, 97))])),
-            resize=float(rng.choice([1.0, 1.0, 1.0, rng.uniform(0.6, 1.6)])),
+            resize=float(rng.choice([1.0, 1.0, rng.uniform(0.6, 1.0), rng.uniform(1.0, 2.2)])),
         )
 
 
@@ -124,8 +141,29 @@ class Formed:
     inside: NDArray[np.bool_]
 
 
-def point_spread(setting: Acquisition, lateral_sigma: float) -> Tensor:
-    """Complex point-spread function, (rows, columns), unit energy, odd size."""
+def point_spread(
+    setting: Acquisition, lateral_sigma: float, defocus: float | None = None
+) -> Tensor:
+    """Complex point-spread function, (rows, columns), unit energy, odd size.
+
+    Parameters
+    ----------
+    setting : Acquisition
+        Pulse and beam.
+    lateral_sigma : float
+        Standard deviation of the amplitude profile; that of the Gaussian with as wide a spectrum
+        where the beam comes from an aperture.
+    defocus : float, optional
+        Quadratic phase; the near one of the setting where none is given.
+    """
+    phase = setting.defocus[0] if defocus is None else defocus
+    beam = _aperture_beam if setting.aperture_sine else _gaussian_beam
+    psf = beam(setting, lateral_sigma, phase)
+    return psf / psf.abs().pow(2).sum().sqrt()
+
+
+def _gaussian_beam(setting: Acquisition, lateral_sigma: float, defocus: float) -> Tensor:
+    """Gaussian pulse times Gaussian beam, with a pedestal of side lobes."""
     half_z = max(3, int(np.ceil(3.2 * setting.axial_sigma)))
     half_x = max(4, int(np.ceil(3.2 * lateral_sigma * (2.0 if setting.side_lobes else 1.0))))
     z = torch.arange(-half_z, half_z + 1, dtype=torch.float32)[:, None]
@@ -136,9 +174,38 @@ def point_spread(setting: Acquisition, lateral_sigma: float) -> Tensor:
         lateral = lateral + setting.side_lobes * lobe * torch.exp(
             -0.5 * (x / (2.4 * lateral_sigma)) ** 2
         )
-    phase = 2 * np.pi * setting.carrier * z + setting.defocus * (x / lateral_sigma) ** 2
-    psf = torch.exp(-0.5 * (z / setting.axial_sigma) ** 2) * lateral * torch.exp(1j * phase)
-    return psf / psf.abs().pow(2).sum().sqrt()
+    phase = 2 * np.pi * setting.carrier * z + defocus * (x / lateral_sigma) ** 2
+    return torch.exp(-0.5 * (z / setting.axial_sigma) ** 2) * lateral * torch.exp(1j * phase)
+
+
+def _aperture_beam(setting: Acquisition, lateral_sigma: float, defocus: float) -> Tensor:
+    """Beam of an unapodised array, from its support in spatial frequency (Walker and Trahey 1998).
+
+    The pulse fixes the radius, the two-way aperture (transmit convolved with receive) the angle.
+    Side lobes, the curved wavefront and, with a defocus, the X of an array come with it.
+    """
+    half_z = max(6, int(np.ceil(5 * setting.axial_sigma)))
+    half_x = max(8, int(np.ceil(6 * lateral_sigma)))
+    fz = torch.fft.fftfreq(4 * half_z + 1)[:, None] + setting.carrier
+    fx = torch.fft.fftfreq(4 * half_x + 1)[None, :]
+    edge = np.sqrt(6.0) / (2 * np.pi * lateral_sigma)  # of a triangle as wide as the Gaussian
+    stretched = fx * setting.aperture_sine * setting.carrier / edge
+    radius = torch.sqrt(fz**2 + stretched**2)
+    sine = stretched / radius.clamp_min(1e-6) / setting.aperture_sine
+    receive, transmit = (
+        2 / (1 + setting.transmit_share),
+        2 * setting.transmit_share / (1 + setting.transmit_share),
+    )
+    overlap = torch.minimum(
+        torch.full_like(sine, min(receive, transmit)), (receive + transmit) / 2 - sine.abs()
+    )
+    aperture = overlap.clamp_min(0) * (fz > 0)
+    pulse = torch.exp(-0.5 * (2 * np.pi * setting.axial_sigma * (radius - setting.carrier)) ** 2)
+    spectrum = aperture * pulse * torch.exp(1j * 3.0 * defocus * sine**2)
+    psf = torch.fft.fftshift(torch.fft.ifft2(spectrum))
+    z = torch.arange(-2 * half_z, 2 * half_z + 1)[:, None]
+    modulated: Tensor = psf * torch.exp(2j * np.pi * setting.carrier * z)
+    return modulated[half_z : 3 * half_z + 1, half_x : 3 * half_x + 1]
 
 
 def _convolve(field: Tensor, kernel: Tensor) -> Tensor:
@@ -157,14 +224,17 @@ def _convolve(field: Tensor, kernel: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _fluctuation_db(looks: int, mode: str) -> Tensor:
+def _fluctuation_db(looks: int, mode: str, correlation: float) -> Tensor:
     """Quantiles of the level around its mean power, dB, (Rice grid, quantiles)."""
     rng = np.random.default_rng(20_251)
     count = _QUANTILES * 160
     rows = []
     for rice_db in _RICE_DB:
         rice = 10 ** (rice_db / 10)
-        diffuse = rng.standard_normal((looks, count, 2)) * np.sqrt(0.5 / (1 + rice))
+        shared = correlation if looks > 1 else 0.0
+        diffuse = np.sqrt(1 - shared**2) * rng.standard_normal((looks, count, 2))
+        diffuse += shared * rng.standard_normal((1, count, 2))
+        diffuse *= np.sqrt(0.5 / (1 + rice))
         field = diffuse[..., 0] + 1j * diffuse[..., 1] + np.sqrt(rice / (1 + rice))
         level = _combine(torch.from_numpy(np.abs(field) ** 2), mode).numpy()
         rows.append(np.sort(level).reshape(_QUANTILES, -1).mean(axis=1))
@@ -195,7 +265,7 @@ def expected_grey(power_db: Tensor, rice_db: Tensor, setting: Acquisition) -> Te
 
     Exact up to its table: quadrature over the quantiles of the level, interpolated linearly.
     """
-    fluctuation = _fluctuation_db(setting.looks, setting.look_mode)
+    fluctuation = _fluctuation_db(setting.looks, setting.look_mode, setting.look_correlation)
     low, high = -setting.dynamic_range_db - 25.0, setting.dynamic_range_db + 25.0
     levels = torch.linspace(low, high, 160)
     table = grey_map(levels[:, None, None] + fluctuation[None], setting).mean(-1)
@@ -289,16 +359,10 @@ def form(
     inside = (_resize(scanner.inside.float(), setting) > 0.999).numpy()
     target: NDArray[np.float32] | None = None
 
-    amplitude = power.sqrt()
+    tissue = _Tissue(power.sqrt(), echo, loss, floor, gain_db)
     formed = []
     for _ in range(realisations):
-        looks = []
-        for _ in range(setting.looks):
-            scatterers = _complex_normal(power.shape, generator) * amplitude
-            electronic = _convolve(_complex_normal(power.shape, generator), beam.receive_band)
-            looks.append((beam.image(scatterers) + echo) * loss + floor * electronic)
-        level = _combine(torch.stack(looks).abs() ** 2, setting.look_mode) + gain_db
-        shown = _finish(scanner.convert(grey_map(level, setting)), setting)
+        shown = _display(tissue, beam, scanner, setting, generator)
         if target is None:
             target = (_mean_after_clipping(mean, shown) if setting.sharpen else mean).numpy()
             target = np.clip(target, 0, 255)
@@ -309,11 +373,72 @@ def form(
     return formed
 
 
+@dataclass(frozen=True)
+class _Tissue:
+    """What is insonated and how its echoes are received; all on the native grid."""
+
+    amplitude: Tensor
+    """Of the diffuse scatterers."""
+    echo: Tensor
+    """Complex echo of the reflectors."""
+    loss: Tensor
+    """Amplitude before the electronic noise is added."""
+    floor: float
+    """Amplitude of the electronic noise."""
+    gain_db: Tensor
+    """After it."""
+
+
+def _display(
+    tissue: _Tissue,
+    beam: _Beam,
+    scanner: Scanner,
+    setting: Acquisition,
+    generator: torch.Generator,
+) -> Tensor:
+    """One image with scatterers of its own, (rows, columns) float, not clipped."""
+    frames = []
+    first = _looks(tissue, setting, generator)
+    for number in range(2 if setting.persistence else 1):
+        scatterers = first
+        if number:
+            again = _looks(tissue, setting, generator)
+            scatterers = [
+                _PERSISTENT * a + float(np.sqrt(1 - _PERSISTENT**2)) * b
+                for a, b in zip(first, again, strict=True)
+            ]
+        looks = []
+        for field in scatterers:
+            electronic = _convolve(_complex_normal(field.shape, generator), beam.receive_band)
+            received = (beam.image(field) + tissue.echo) * tissue.loss
+            looks.append(received + tissue.floor * electronic)
+        level = _combine(torch.stack(looks).abs() ** 2, setting.look_mode) + tissue.gain_db
+        frames.append(grey_map(level, setting))
+    kept = setting.persistence
+    shown = frames[0] if len(frames) == 1 else (1 - kept) * frames[0] + kept * frames[1]
+    return _finish(scanner.convert(shown), setting)
+
+
+def _looks(tissue: _Tissue, setting: Acquisition, generator: torch.Generator) -> list[Tensor]:
+    """Scatterers that each look sees: in part the same, where looks are steered."""
+    shape = tissue.amplitude.shape
+    shared = setting.look_correlation if setting.looks > 1 else 0.0
+    common = _complex_normal(shape, generator) if shared else 0.0
+    own = float(np.sqrt(1 - shared**2))
+    return [
+        (shared * common + own * _complex_normal(shape, generator)) * tissue.amplitude
+        for _ in range(setting.looks)
+    ]
+
+
 class _Beam:
     """The point-spread function, blended from near to far with depth."""
 
     def __init__(self, setting: Acquisition, rows: int) -> None:
-        near, far = (point_spread(setting, sigma) for sigma in setting.lateral_sigma)
+        near, far = (
+            point_spread(setting, sigma, phase)
+            for sigma, phase in zip(setting.lateral_sigma, setting.defocus, strict=True)
+        )
         wide = max(near.shape[1], far.shape[1])
         self.near, self.far = (F.pad(p, ((wide - p.shape[1]) // 2,) * 2) for p in (near, far))
         depth = torch.linspace(0, 1, rows)[:, None]

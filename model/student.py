@@ -1,18 +1,21 @@
 """The student: a small multi-scale residual network of plain convolutions, for CPUs and GPUs.
 
-Half the resolution and below only (pixel-unshuffle by 2), 2x2 strided convolutions down, transposed
-ones up, additive skips, no normalisation and no statistics of the frame, so that a cine does not
-flicker. It predicts what to remove: ``y = x - strength * r(x)``.
+Half the resolution and below only (pixel-unshuffle by 2 or 4), 2x2 strided convolutions down,
+transposed ones up, additive skips, no normalisation and no statistics of the frame, so that a cine
+does not flicker. It predicts what to remove: ``y = x - strength * r(x)``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
+
+from model.reparameterise import ReparameterisedConv
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Architecture:
     """3x3 convolutions on the way down, by level; the last level is the bottom."""
     decoder: tuple[int, ...] = (1, 1, 1)
     """3x3 convolutions on the way up, by level."""
+    unshuffle: int = 2
+    """Pixels a side that become channels before the first convolution: 2 or 4."""
+    block: str = "plain"
+    """Kind of 3x3 convolution: one of `BLOCKS`."""
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.encoder) == len(self.decoder) + 1:
@@ -32,20 +39,25 @@ class Architecture:
                 f"widths {self.widths}, encoder {self.encoder}, decoder {self.decoder}: give as "
                 "many encoder entries as widths, and one decoder entry fewer"
             )
+        if self.block not in BLOCKS:
+            raise ValueError(f"block {self.block!r} is unknown; there are: {', '.join(BLOCKS)}")
 
     @property
     def stride(self) -> int:
         """Sides of the input are padded to a multiple of this."""
-        return int(2 ** len(self.widths))
+        return int(self.unshuffle * 2 ** (len(self.widths) - 1))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
         """Inverse of `to_dict`; an unknown key is an error."""
-        return cls(**{key: tuple(value) for key, value in values.items()})
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**given)
 
-    def to_dict(self) -> dict[str, list[int]]:
+    def to_dict(self) -> dict[str, list[int] | int | str]:
         """JSON-ready settings."""
-        return {key: list(value) for key, value in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 class Student(nn.Module):
@@ -60,15 +72,18 @@ class Student(nn.Module):
         super().__init__()
         self.architecture = architecture or Architecture()
         a = self.architecture
-        self.head = nn.Conv2d(4, a.widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList(_stack(w, n) for w, n in zip(a.widths, a.encoder, strict=True))
+        folded = a.unshuffle**2
+        self.head = nn.Conv2d(folded, a.widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList(
+            _stack(w, n, a.block) for w, n in zip(a.widths, a.encoder, strict=True)
+        )
         self.decoder = nn.ModuleList(
-            _stack(w, n) for w, n in zip(a.widths[:-1], a.decoder, strict=True)
+            _stack(w, n, a.block) for w, n in zip(a.widths[:-1], a.decoder, strict=True)
         )
         steps = list(zip(a.widths[:-1], a.widths[1:], strict=True))
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, 2) for fine, coarse in steps)
         self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, 2) for fine, coarse in steps)
-        self.tail = nn.Conv2d(a.widths[0], 4, 3, padding=1)
+        self.tail = nn.Conv2d(a.widths[0], folded, 3, padding=1)
         self.reset()
 
     @torch.no_grad()
@@ -81,6 +96,9 @@ class Student(nn.Module):
                     nn.init.zeros_(module.bias)
                 if isinstance(module, nn.ConvTranspose2d):
                     module.weight.mul_(0.5)
+        for module in self.modules():
+            if isinstance(module, ReparameterisedConv):
+                module.reset()
         self.tail.weight.mul_(0.1)
 
     def residual(self, x: Tensor) -> Tensor:
@@ -91,33 +109,66 @@ class Student(nn.Module):
         x : Tensor, (batch, 1, rows, columns), 0..1
             Sides of any length.
         """
+        removed, _ = self.residual_and_features(x)
+        return removed
+
+    def residual_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual, and the features of the coarsest level but one on the way up.
+
+        Returns
+        -------
+        residual : Tensor, (batch, 1, rows, columns)
+        features : Tensor, (batch, channels, padded rows / stride * 2, ...)
+            What feature distillation compares.
+        """
         rows, columns = x.shape[-2:]
         stride = self.architecture.stride
         pad = (0, -columns % stride, 0, -rows % stride)
         h = F.pad(x, pad, mode="replicate") if any(pad) else x
-        h = F.relu(self.head(F.pixel_unshuffle(h, 2)))
+        h = F.relu(self.head(F.pixel_unshuffle(h, self.architecture.unshuffle)))
         skips = []
         for level, stack in enumerate(self.encoder):
             h = stack(h)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
+        features: Tensor = h
         for level in reversed(range(len(self.up))):
             h = self.decoder[level](self.up[level](h) + skips[level])
-        out: Tensor = F.pixel_shuffle(self.tail(h), 2)[..., :rows, :columns]
-        return out
+            if level == len(self.up) - 1:
+                features = h
+        removed: Tensor = F.pixel_shuffle(self.tail(h), self.architecture.unshuffle)
+        return removed[..., :rows, :columns], features
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
         """Remove speckle; `strength` 0 returns the input bit by bit."""
         return x if strength == 0 else x - strength * self.residual(x)
 
 
-def _stack(width: int, count: int) -> nn.Sequential:
-    """`count` 3x3 convolutions with rectifiers."""
-    layers: list[nn.Module] = []
-    for _ in range(count):
-        layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
+class GatedConv(nn.Module):
+    """Two 3x3 convolutions, multiplied: the gate of NAFNet (Chen et al. 2022)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.both = nn.Conv2d(width, 2 * width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, width, rows, columns) to the same shape."""
+        one, other = self.both(x).chunk(2, dim=1)
+        gated: Tensor = x + one * other
+        return gated
+
+
+BLOCKS: dict[str, Callable[[int], list[nn.Module]]] = {
+    "plain": lambda width: [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True)],
+    "reparameterised": lambda width: [ReparameterisedConv(width, width), nn.ReLU(inplace=True)],
+    "gated": lambda width: [GatedConv(width)],
+}
+
+
+def _stack(width: int, count: int, block: str) -> nn.Sequential:
+    """`count` blocks of one kind."""
+    return nn.Sequential(*(layer for _ in range(count) for layer in BLOCKS[block](width)))
 
 
 def parameters(network: nn.Module) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data import image_files
+from model.images import image_files
 from model.split import Split, split
 
 LIT_GREY, LIT_SHARE = 8, 0.1

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from model import metrics
 from model.baselines import Grey
-from model.data import Scene, read_grey
+from model.data import Scene
 from model.evaluation import figures
 from model.evaluation.contenders import NOISY, TUNING_SEED, Contender, Tuning
 from model.evaluation.images import lit, middle, source_of
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
+from model.images import read_grey
 from model.multiplicative import LEVELS, add
 
 COLUMNS = ("method", "psnr", "gain", "ssim", "mse")

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from model import metrics
 from model.baselines import Grey
-from model.data import read_grey
 from model.evaluation import figures
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.images import middle, source_of
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
+from model.images import read_grey
 
 COLUMNS = (
     "method",

@@ -41,6 +41,22 @@ def test_the_mean_costs_less_than_the_median():
     assert charbonnier(mean, target, target) < charbonnier(median, target, target)
 
 
+def test_losing_a_faint_lesion_costs_more_contrast_than_inventing_one():
+    disc = torch.zeros(1, 1, 64, 64)
+    disc[..., 24:40, 24:40] = 0.05
+    flat = torch.zeros_like(disc)
+    contrast = TERMS["contrast"]
+    assert float(contrast(flat, disc, disc)) > 2 * float(contrast(disc, flat, disc)) > 0
+
+
+def test_structural_similarity_counts_structure_and_not_level(images):
+    target, noisy = images
+    ms_ssim = TERMS["ms_ssim"]
+    shifted = ms_ssim(target + 0.01, target, noisy)
+    blurred = ms_ssim(torch.nn.functional.avg_pool2d(target, 5, 1, 2), target, noisy)
+    assert float(shifted) < 0.05 * float(blurred)
+
+
 def test_retention_asks_for_what_is_large_in_the_input_and_for_nothing_fine():
     coarse = interpolate(torch.rand(1, 1, 4, 4), size=96, mode="bicubic")
     fine = 0.2 * (-1.0) ** torch.arange(96).reshape(1, 1, 1, 96).expand(1, 1, 96, 96)

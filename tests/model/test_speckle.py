@@ -41,24 +41,42 @@ def test_compounding_looks_lowers_the_speckle(looks):
     assert level.std() == pytest.approx(5.57 / np.sqrt(looks), rel=0.06)
 
 
-def test_autocorrelation_has_the_width_of_the_point_spread_function():
-    rng = np.random.default_rng(3)
+@pytest.mark.parametrize("aperture_sine", [0.0, 0.35], ids=["Gaussian", "aperture"])
+def test_autocorrelation_is_that_of_the_point_spread_function(aperture_sine):
     setting = replace(
-        PLAIN, axial_sigma=1.5, lateral_sigma=(3.0, 3.0), defocus=0.0, look_mode="power"
+        PLAIN,
+        axial_sigma=1.5,
+        lateral_sigma=(3.0, 3.0),
+        aperture_sine=aperture_sine,
+        transmit_share=0.6,
     )
-    power = np.mean(
-        [
-            _autocorrelation(10 ** (levels_db(f, setting) / 10))
-            for f in speckle.form(tissue(), setting, rng, 8)
-        ],
-        axis=0,
+    formed = speckle.form(tissue(), setting, np.random.default_rng(3), 8)
+    power = np.mean([_autocorrelation(10 ** (levels_db(f, setting) / 10)) for f in formed], axis=0)
+    # The intensity of circular Gaussian speckle correlates as |autocorrelation of the PSF|^2.
+    psf = np.zeros((256, 256), complex)
+    kernel = speckle.point_spread(setting, 3.0).numpy()
+    psf[: kernel.shape[0], : kernel.shape[1]] = kernel
+    amplitude = np.fft.ifft2(np.abs(np.fft.fft2(psf)) ** 2)
+    expected = np.abs(amplitude / amplitude[0, 0]) ** 2
+    for lag in [(1, 0), (2, 0), (0, 1), (0, 2), (0, 4), (2, 2)]:
+        assert power[lag] == pytest.approx(expected[lag], abs=0.06)
+
+
+@pytest.mark.parametrize("aperture_sine", [0.0, 0.1, 0.4])
+def test_lateral_sigma_means_the_same_for_both_beams(aperture_sine):
+    setting = Acquisition(aperture_sine=aperture_sine)
+    power = speckle.point_spread(setting, 3.0).abs().numpy() ** 2
+    across = np.arange(power.shape[1]) - power.shape[1] // 2
+    spread = np.sqrt((power.sum(axis=0) * across**2).sum() / power.sum())
+    assert spread * np.sqrt(2) == pytest.approx(3.0, rel=0.15)
+
+
+def test_defocus_widens_the_beam_of_an_aperture():
+    setting = Acquisition(aperture_sine=0.3)
+    sharp, blurred = (
+        speckle.point_spread(setting, 3.0, phase).abs().numpy().sum(axis=0) for phase in (0.0, 2.0)
     )
-    # The intensity of circular Gaussian speckle correlates as |autocorrelation of the PSF|^2,
-    # a Gaussian of the standard deviation of the amplitude profile.
-    for axis, sigma in ((0, 1.5), (1, 3.0)):
-        lag = 2
-        measured = power[lag, 0] if axis == 0 else power[0, lag]
-        assert measured == pytest.approx(np.exp(-(lag**2) / (2 * sigma**2)), abs=0.06)
+    assert sharp.max() / sharp.sum() > 1.15 * blurred.max() / blurred.sum()
 
 
 def _autocorrelation(image):
@@ -73,6 +91,26 @@ def test_mean_of_many_realisations_converges_to_the_target(seed):
     rng = np.random.default_rng((7, seed))
     phantom = phantoms.draw(rng, (112, 112))
     setting = replace(Acquisition.draw(rng), jpeg_quality=0, resize=1.0)
+    _assert_convergence(phantom, setting, rng)
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"aperture_sine": 0.4, "defocus": (1.0, -0.5)},
+        {"looks": 3, "look_correlation": 0.7, "look_mode": "amplitude"},
+        {"persistence": 0.4},
+        {"sector_angle": 1.2, "smooth_sigma": 0.8, "sharpen": 0.6},
+    ],
+    ids=lambda special: next(iter(special)),
+)
+def test_mean_converges_for_every_kind_of_scanner(special):
+    rng = np.random.default_rng(11)
+    phantom = phantoms.draw(rng, (112, 112))
+    _assert_convergence(phantom, replace(Acquisition(), **special), rng)
+
+
+def _assert_convergence(phantom, setting, rng):
     count = 64
     images = speckle.form(phantom, setting, rng, count)
     stack = np.stack([f.noisy.astype(np.float64) for f in images])[:, images[0].inside]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from model import bundle, data, recipe
 from model.bundle import BundleError
@@ -16,7 +18,7 @@ RECIPES = Path(__file__).parents[2] / "config" / "model"
 
 def test_every_recipe_in_the_configuration_folder_is_valid():
     names = {recipe.load(path).name for path in RECIPES.glob("*.toml")}
-    assert {"smoke", "clinical"} <= names
+    assert {"smoke", "clinical", "teacher"} <= names
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,12 @@ def test_every_recipe_in_the_configuration_folder_is_valid():
         ('name = "x"\n[optimiser]\nbatch = 0', "optimiser.batch"),
         ('name = "x"\n[loss]\nbeauty = 1.0', "beauty"),
         ('name = "x"\n[network]\nwidths = [8]', "network"),
+        ('name = "x"\n[network]\nblock = "wavy"', "network.block"),
+        ('name = "x"\n[data]\nside = 64\n[optimiser]\ncrop = 96', "crop"),
+        (
+            'name = "x"\n[data]\nfresh_per_batch = 1.0\n[distillation]\nteacher = "t"',
+            "fresh_per_batch",
+        ),
         ("name = ", "syntax"),
     ],
 )
@@ -42,11 +50,12 @@ def test_a_missing_recipe_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_resumes_and_exports_a_bundle_that_loads(tmp_path):
+def test_training_resumes_and_exports_a_bundle_that_loads(tmp_path, monkeypatch):
     pytest.importorskip("lightning")
     from model.export import export
     from model.train import train
 
+    monkeypatch.chdir(tmp_path)
     text = (RECIPES / "smoke.toml").read_text()
     short = tmp_path / "smoke.toml"
     short.write_text(text.replace("steps = 20", "steps = 10"))
@@ -67,6 +76,87 @@ def test_training_resumes_and_exports_a_bundle_that_loads(tmp_path):
     second = export(last, tmp_path / "bundles", name="smoke", version="2")
     assert second.manifest.device_uid != exported.manifest.device_uid
     assert second.manifest.weights_sha256 == exported.manifest.weights_sha256
+
+
+PUPIL = """
+name = "pupil"
+threads = 1
+validation_scenes = 2
+[network]
+block = "reparameterised"
+[data]
+images = "images"
+side = 64
+scenes = 16
+workers = 1
+[optimiser]
+steps = 6
+batch = 4
+crop = 64
+[loss]
+charbonnier = 1.0
+contrast = 0.1
+[distillation]
+teacher = "runs/tutor"
+affinity = 0.1
+real_share = 0.5
+[guidance]
+every = 3
+"""
+TUTOR = """
+name = "tutor"
+threads = 1
+validation_scenes = 2
+[network]
+kind = "teacher"
+residual_blocks = [0, 1, 1, 1]
+[data]
+images = "images"
+side = 64
+scenes = 16
+workers = 1
+[optimiser]
+steps = 2
+batch = 2
+crop = 64
+start_from = "quality"
+"""
+
+
+@pytest.mark.slow
+def test_a_teacher_is_grown_and_a_guided_student_distilled_from_it(tmp_path, monkeypatch):
+    pytest.importorskip("lightning")
+    from model import logs, runs
+    from model.export import export
+    from model.train import train
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for index in range(6):
+        noisy = data.validation_set(1, seed=data.VALIDATION_SEED + index, side=200)[0].noisy
+        Image.fromarray(noisy).save(tmp_path / "images" / f"case{index}_{index}.png")
+    for name, text in (("tutor", TUTOR), ("pupil", PUPIL)):
+        (tmp_path / f"{name}.toml").write_text(text)
+        train(tmp_path / f"{name}.toml", tmp_path / "runs")
+    tutor, pupil = (runs.load(tmp_path / "runs" / name) for name in ("tutor", "pupil"))
+    assert (tutor.kind, pupil.kind) == ("teacher", "student")
+    assert pupil.description["targets"].keys() == {
+        "psnr",
+        "ms_ssim",
+        "edge_strength",
+        "contrast_kept",
+    }
+    rows = logs.read(tmp_path / "runs" / "pupil" / "metrics.csv")
+    weights = [row["weight/contrast"] for row in rows if "weight/contrast" in row]
+    assert len(weights) == 2 and weights[0] != weights[1]
+    assert (tmp_path / "runs" / "pupil" / "report.md").exists()
+
+    made = export(tmp_path / "runs" / "pupil", tmp_path / "bundles", name="pupil", version="1")
+    assert made.manifest.architecture["block"] == "plain"
+    x = torch.rand(1, 1, 64, 64)
+    assert torch.allclose(made.student(x), pupil.network(x), atol=1e-5)
+    with pytest.raises(BundleError, match="teacher"):
+        export(tmp_path / "runs" / "tutor", tmp_path / "bundles", name="tutor", version="1")
 
 
 @pytest.fixture

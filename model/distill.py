@@ -1,0 +1,168 @@
+"""What a teacher says of a pool of scenes, computed once; and how a student is held to it.
+
+Output distillation aims at a blend of the simulated reference and the teacher's output: against
+the blend a quadratic loss has the same minimum as the two weighted losses against each. Feature
+affinity compares which places look alike to the two networks, whatever their channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the customary name
+
+from model.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool
+from model.student import Student
+
+MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+"""Axes to flip. Turns by 90 degrees are left out: speckle is longer across the beam than along it,
+and a teacher has seen it that way only."""
+FEATURE_DIMENSIONS = 16
+"""Of the projected features; a random projection keeps angles (Johnson, Lindenstrauss 1984)."""
+
+
+@torch.inference_mode()
+def self_ensemble(network: torch.nn.Module, x: Tensor, folds: int = len(MIRRORINGS)) -> Tensor:
+    """Mean output over mirrored inputs, (batch, 1, rows, columns)."""
+    total = torch.zeros_like(x)
+    for axes in MIRRORINGS[:folds]:
+        total += network(x.flip(axes)).flip(axes)
+    return total / folds
+
+
+@torch.inference_mode()
+def teach(
+    pool: Pool,
+    teacher: Student,
+    identity: str,
+    *,
+    folds: int = len(MIRRORINGS),
+    features: bool = False,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Pool:
+    """Have the teacher look at every scene of a pool, or go on where it was stopped.
+
+    Parameters
+    ----------
+    pool : Pool
+    teacher : Student
+        A `Teacher` in evaluation mode.
+    identity : str
+        Of its weights; what another one said is kept apart.
+    folds : int
+        Mirrored inputs that are averaged.
+    features : bool
+        Keep projected features as well.
+    advance : callable
+        Called with the number of scenes done.
+
+    Returns
+    -------
+    Pool
+        With `taught`, and `features` where they were asked for.
+    """
+    mark = hashlib.sha256(f"{identity} {folds}".encode()).hexdigest()[:12]
+    taught, new = _array(pool.folder / f"taught-{mark}.npy", pool.noisy.shape, np.uint16)
+    cells = pool.noisy.shape[1] // FEATURE_STRIDE
+    kept: NDArray[np.float16] | None = None
+    if features:
+        shape = (len(pool), cells, cells, FEATURE_DIMENSIONS)
+        kept, fresh = _array(pool.folder / f"features-{mark}.npy", shape, np.float16)
+        new = new or fresh
+    marker = pool.folder / f"taught-{mark}.count"
+    start = int(marker.read_text()) if marker.exists() and not new else 0
+    advance(start)
+    device = next(teacher.parameters()).device
+    step = 4 if device.type == "cpu" else 64
+    for first in range(start, len(pool), step):
+        part = slice(first, min(first + step, len(pool)))
+        x = torch.from_numpy(pool.noisy[part].astype(np.float32))[:, None].to(device) / 255
+        y = self_ensemble(teacher, x, folds)[:, 0].clamp(0, 1) * 255 * STEPS_PER_GREY
+        taught[part] = y.round().cpu().numpy().astype(np.uint16)
+        if kept is not None:
+            kept[part] = _projected(teacher.residual_and_features(x)[1], cells).cpu().numpy()
+        if (first // step) % 16 == 0 or part.stop == len(pool):
+            marker.write_text(str(part.stop))
+        advance(part.stop - first)
+    return Pool(pool.folder, pool.noisy, pool.target, taught, kept)
+
+
+def real_pool(images: Sequence[NDArray[np.uint8]], folder: Path, side: int) -> Pool:
+    """Patches of real images as a pool whose target is not known: it is the image itself.
+
+    Parameters
+    ----------
+    images : sequence of ndarray, (rows, columns), uint8
+        Cut into overlapping squares; mirrored at the borders where they are smaller.
+    folder : Path
+        Where a teacher's answers are kept.
+    side : int
+        Pixels.
+    """
+    patches = []
+    for image in images:
+        lacking = [(0, max(0, side - length)) for length in image.shape]
+        padded = np.pad(image, lacking, mode="symmetric")
+        patches += [
+            padded[top : top + side, left : left + side]
+            for top in _starts(padded.shape[0], side)
+            for left in _starts(padded.shape[1], side)
+        ]
+    noisy = np.stack(patches)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Pool(folder, noisy, noisy.astype(np.uint16) * np.uint16(STEPS_PER_GREY))
+
+
+def affinity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the cosine similarities between all places of a patch.
+
+    Parameters
+    ----------
+    student : Tensor, (batch, channels, any rows, any columns)
+    teacher : Tensor, (batch, rows, columns, dimensions)
+        Brought to the same grid.
+
+    References
+    ----------
+    He, Shen, Tian, Gong, Sun, Yan, CVPR 2019 (affinity distillation).
+    """
+    rows, columns = teacher.shape[1:3]
+    mine = F.adaptive_avg_pool2d(student, (rows, columns)).flatten(2).transpose(1, 2)
+    loss: Tensor = ((_affinity(mine) - _affinity(teacher.flatten(1, 2))) ** 2).mean()
+    return loss
+
+
+def _affinity(places: Tensor) -> Tensor:
+    """(batch, places, channels) to (batch, places, places) cosines about the mean place."""
+    centred = F.normalize(places - places.mean(1, keepdim=True), dim=-1, eps=1e-4)
+    cosines: Tensor = centred @ centred.transpose(1, 2)
+    return cosines
+
+
+def _projected(features: Tensor, cells: int) -> Tensor:
+    """(batch, channels, ...) to (batch, cells, cells, dimensions), float16."""
+    generator = torch.Generator().manual_seed(features.shape[1])
+    matrix = torch.randn(features.shape[1], FEATURE_DIMENSIONS, generator=generator)
+    grid = F.adaptive_avg_pool2d(features, (cells, cells)).movedim(1, -1)
+    centred = grid - grid.mean((1, 2), keepdim=True)
+    projected: Tensor = centred @ matrix.to(grid) / FEATURE_DIMENSIONS**0.5
+    return projected.half()
+
+
+def _starts(length: int, side: int) -> list[int]:
+    count = -(-(length - side) // (side // 2)) if length > side else 0
+    return [round(index * (length - side) / max(count, 1)) for index in range(count + 1)]
+
+
+def _array(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> tuple[NDArray[Any], bool]:
+    """Array on disk that can be written, and whether it is new."""
+    if path.exists():
+        return np.load(path, mmap_mode="r+"), False
+    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape), True

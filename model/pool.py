@@ -1,0 +1,258 @@
+"""Training scenes on disk: drawn once by all cores, shared by every run that asks for the same.
+
+A pool is a folder of plain arrays that processes map into memory: what is drawn for the teacher
+serves the student, and what the teacher says of a scene is computed once. Drawing can be
+interrupted at any time and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from model.data import Pair
+
+STEPS_PER_GREY = 256
+"""Targets are stored as unsigned 16-bit multiples of 1/256 grey level."""
+CHUNK = 16
+FEATURE_STRIDE = 8
+"""Pixels a cell of the teacher's features; crops begin at multiples of it."""
+
+Drawer = Callable[[np.random.Generator], Pair]
+"""One pair of a fixed size from a generator."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Arrays of a pool, mapped from disk.
+
+    Attributes
+    ----------
+    folder : Path
+    noisy : ndarray, (scenes, side, side), uint8
+    target : ndarray, (scenes, side, side), uint16
+        Grey levels times `STEPS_PER_GREY`.
+    taught : ndarray, (scenes, side, side), uint16, or None
+        What a teacher says, in the same unit; see `model.distill`.
+    features : ndarray, (scenes, side / 8, side / 8, dimensions), float16, or None
+        The teacher's features, projected; see `model.distill`.
+    """
+
+    folder: Path
+    noisy: NDArray[np.uint8]
+    target: NDArray[np.uint16]
+    taught: NDArray[np.uint16] | None = None
+    features: NDArray[np.float16] | None = None
+
+    def __len__(self) -> int:
+        return len(self.noisy)
+
+
+def draw(
+    folder: Path,
+    drawer: Drawer,
+    *,
+    count: int,
+    side: int,
+    seed: int,
+    workers: int = 0,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Pool:
+    """Fill a pool, or what is missing of it.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it does not exist. Scene `i` depends on `seed` and `i` alone.
+    drawer : callable
+        Must be picklable.
+    count, side : int
+        Scenes and their side, pixels.
+    workers : int
+        Processes; 0 takes the cores that there are.
+    advance : callable
+        Called with the number of scenes that have come.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, kind in (("noisy", np.uint8), ("target", np.uint16)):
+        path = folder / f"{name}.npy"
+        if not path.exists():
+            temporary = path.with_suffix(".part")
+            with temporary.open("wb") as file:
+                header = {"descr": np.dtype(kind).str, "fortran_order": False}
+                np.lib.format.write_array_header_1_0(file, header | {"shape": (count, side, side)})
+                file.truncate(file.tell() + count * side * side * np.dtype(kind).itemsize)
+            temporary.replace(path)
+    done = _done(folder)
+    chunks = [start for start in range(0, count, CHUNK) if start not in done]
+    advance(sum(min(CHUNK, count - start) for start in done))
+    if workers == 1 or len(chunks) <= 1:
+        for start in chunks:
+            _finished(folder, done, _draw_chunk(folder, drawer, count, seed, start))
+            advance(min(CHUNK, count - start))
+    else:
+        executor = ProcessPoolExecutor(
+            workers or os.cpu_count(), get_context("spawn"), _adopt, (drawer,)
+        )
+        with executor:
+            job = partial(_draw_chunk, folder, None, count, seed)
+            for start in executor.map(job, chunks):
+                _finished(folder, done, start)
+                advance(min(CHUNK, count - start))
+    return load(folder)
+
+
+def is_complete(folder: Path, count: int) -> bool:
+    """Whether all scenes of a pool are drawn."""
+    return len(_done(folder)) == -(-count // CHUNK)
+
+
+def load(folder: Path) -> Pool:
+    """Map the arrays of a pool."""
+    noisy, target = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("noisy", "target"))
+    return Pool(folder, noisy, target)
+
+
+_adopted: list[Drawer] = []
+
+
+def _adopt(drawer: Drawer) -> None:
+    """Give a worker process its drawer once, not with every chunk."""
+    torch.set_num_threads(1)
+    _adopted[:] = [drawer]
+
+
+def _draw_chunk(folder: Path, drawer: Drawer | None, count: int, seed: int, start: int) -> int:
+    drawer = drawer or _adopted[0]
+    noisy, target = (
+        np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("noisy", "target")
+    )
+    for index in range(start, min(start + CHUNK, count)):
+        pair = drawer(np.random.default_rng((seed, index)))
+        noisy[index] = pair[0]
+        target[index] = (np.clip(pair[1], 0, 255) * STEPS_PER_GREY).round()
+    noisy.flush()
+    target.flush()
+    return start
+
+
+def _done(folder: Path) -> set[int]:
+    marker = folder / "done.json"
+    return set(json.loads(marker.read_text("utf-8"))) if marker.exists() else set()
+
+
+def _finished(folder: Path, done: set[int], start: int) -> None:
+    done.add(start)
+    temporary = folder / "done.part"
+    temporary.write_text(json.dumps(sorted(done)), "utf-8")
+    temporary.replace(folder / "done.json")
+
+
+Batch = dict[str, Tensor]
+"""`noisy`, `target` and, where there is a teacher, `taught`, (batch, 1, crop, crop), 0..1; `real`,
+(batch, 1, 1, 1), bool: the target is not known; `features`, (batch, cells, cells, dimensions)."""
+
+
+class PatchStream(IterableDataset[Batch]):
+    """Endless batches of randomly mirrored patches of a pool.
+
+    Parameters
+    ----------
+    pool : Pool
+    seed : int
+        Of the choice of patches.
+    batch, crop : int
+        Patches a batch and their side, pixels.
+    real : Pool, optional
+        Real images that a teacher has looked at.
+    real_share : float
+        Part of the patches that come from it.
+    fresh : callable, optional
+        Draws new scenes, which replace those of a copy of the pool in memory.
+    fresh_per_batch : float
+        Scenes that are replaced a batch.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        seed: int,
+        batch: int,
+        crop: int,
+        real: Pool | None = None,
+        real_share: float = 0.0,
+        fresh: Drawer | None = None,
+        fresh_per_batch: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pool, self.seed, self.batch, self.crop = pool, seed, batch, crop
+        self.real, self.real_share = real, real_share if real else 0.0
+        self.fresh, self.fresh_per_batch = fresh, fresh_per_batch if fresh else 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng((self.seed, 7, worker.id if worker else 0))
+        pool, owed = self.pool, 0.0
+        if self.fresh_per_batch:
+            pool = Pool(pool.folder, np.array(pool.noisy), np.array(pool.target))
+        while True:
+            owed += self.fresh_per_batch
+            while self.fresh and owed >= 1:
+                index = int(rng.integers(len(pool)))
+                noisy, target = self.fresh(rng)
+                pool.noisy[index] = noisy
+                pool.target[index] = (np.clip(target, 0, 255) * STEPS_PER_GREY).round()
+                owed -= 1
+            patches = []
+            for _ in range(self.batch):
+                real = self.real is not None and rng.random() < self.real_share
+                patches.append(self._patch(rng, self.real if real and self.real else pool, real))
+            yield {
+                key: torch.from_numpy(np.stack([patch[key] for patch in patches]))
+                for key in patches[0]
+            }
+
+    def _patch(self, rng: np.random.Generator, pool: Pool, real: bool) -> dict[str, NDArray[Any]]:
+        """A patch that is not all black."""
+        index = int(rng.integers(len(pool)))
+        cells = (pool.noisy.shape[1] - self.crop) // FEATURE_STRIDE
+        for _ in range(8):
+            top, left = (FEATURE_STRIDE * int(n) for n in rng.integers(0, cells + 1, 2))
+            window = np.s_[index, top : top + self.crop, left : left + self.crop]
+            if (pool.noisy[window] > 0).mean() > _LEAST_LIT:
+                break
+        flip = np.s_[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
+        patch = {
+            "noisy": _scaled(pool.noisy[window][flip], 255),
+            "target": _scaled(pool.target[window][flip], 255 * STEPS_PER_GREY),
+        }
+        if pool.taught is not None:
+            patch["taught"] = _scaled(pool.taught[window][flip], 255 * STEPS_PER_GREY)
+            patch["real"] = np.full((1, 1, 1), real)
+        if pool.features is not None:
+            corner = np.array([top, left]) // FEATURE_STRIDE
+            end = corner + self.crop // FEATURE_STRIDE
+            cell = np.s_[index, corner[0] : end[0], corner[1] : end[1]]
+            patch["features"] = np.ascontiguousarray(pool.features[cell][flip], dtype=np.float32)
+        return patch
+
+
+_LEAST_LIT = 0.3
+
+
+def _scaled(image: NDArray[np.uint8] | NDArray[np.uint16], white: int) -> NDArray[np.float32]:
+    return np.asarray(image[None], dtype=np.float32) / np.float32(white)

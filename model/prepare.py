@@ -1,0 +1,141 @@
+"""From a recipe's data section to a pool of scenes: read, divide, smooth, draw.
+
+The pool's folder is named for everything that decides its content, so that recipes which ask for
+the same share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from model import bundle as bundles
+from model import data, images, pool
+from model.data import NoisyImages, Simulation
+from model.recipe import DataSection, RecipeError
+from model.split import Split, split
+
+CONTENT_VERSION = 2
+"""Goes up whenever the same settings would draw other scenes."""
+
+Grey = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Real images of a recipe, by use.
+
+    Attributes
+    ----------
+    train, validation : sequence of ndarray, (rows, columns), uint8
+        Cropped to the tissue. None of the test subjects.
+    files : tuple of Path
+        What the training ones were read from.
+    """
+
+    train: Sequence[Grey]
+    validation: Sequence[Grey]
+    files: tuple[Path, ...]
+
+
+def material(section: DataSection) -> Material:
+    """Read the recipe's real images; none where it names no folder.
+
+    Raises
+    ------
+    RecipeError
+        The folder holds nothing to train on.
+    """
+    if not section.images:
+        return Material((), (), ())
+    parts = divided(section)
+    train = [frame for _, frame in images.read_all(parts.train, section.frames_per_file)]
+    validation = [frame for _, frame in images.read_all(parts.validation, 1)]
+    if not train:
+        raise RecipeError(
+            f"data.images = {section.images!r}: nothing there to train on; name a folder of B-mode "
+            "images or DICOM objects, or leave it empty for procedural maps alone"
+        )
+    return Material(train, validation, parts.train)
+
+
+def divided(section: DataSection) -> Split:
+    """Files of the recipe's folder by use."""
+    root = Path(section.images)
+    return split(images.image_files(root), root)
+
+
+def scenes(section: DataSection, given: Material, progress: Progress) -> pool.Pool:
+    """The pool of a recipe, drawn where it is not there yet."""
+    identity = section.model_dump(exclude={"cache", "workers", "fresh_per_batch"}) | {
+        "version": CONTENT_VERSION,
+        "smoothed_by": _smoother_identity(section),
+        "images": data.data_hash(list(given.files)),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(section.cache) / f"{section.source}-{digest}"
+    if pool.is_complete(folder, section.scenes):
+        return pool.load(folder)
+    drawer = _drawer(section, given, progress)
+    task = progress.add_task("drawing scenes", total=section.scenes)
+    drawn = pool.draw(
+        folder,
+        drawer,
+        count=section.scenes,
+        side=section.side,
+        seed=section.seed,
+        workers=section.workers,
+        advance=lambda count: progress.advance(task, count),
+    )
+    (folder / "settings.json").write_text(json.dumps(identity, indent=2), "utf-8")
+    return drawn
+
+
+def noisy_scenes(section: DataSection, given: Material, count: int) -> list[data.Scene]:
+    """Validation scenes of the paper's protocol: validation subjects, noise at all levels."""
+    drawer = NoisyImages(given.validation or given.train, section.side)
+    drawn = (
+        drawer.draw(np.random.default_rng((data.VALIDATION_SEED, index))) for index in range(count)
+    )
+    return [data.Scene(noisy, target, f"real-{i:03d}") for i, (noisy, target) in enumerate(drawn)]
+
+
+def fresh_drawer(section: DataSection, given: Material, progress: Progress) -> pool.Drawer:
+    """What draws new scenes while the training runs."""
+    return _drawer(section, given, progress)
+
+
+def _drawer(section: DataSection, given: Material, progress: Progress) -> pool.Drawer:
+    if section.source == "paper":
+        if not given.train:
+            raise RecipeError("data.images is empty: recipe source 'paper' needs real images")
+        return NoisyImages(given.train, section.side).draw
+    despeckle = _smoother(section)
+    task = progress.add_task("anatomy maps", total=len(given.train))
+    maps = []
+    for image in given.train:
+        maps += data.anatomy_maps([image], despeckle)
+        progress.advance(task)
+    return Simulation(maps, section.anatomy_share, section.overlay_share, section.side).draw
+
+
+def _smoother(section: DataSection) -> data.Despeckle:
+    if not section.smoothed_by:
+        return data.strong_filter
+    try:
+        return bundles.load(section.smoothed_by).apply
+    except bundles.BundleError as error:
+        raise RecipeError(f"data.smoothed_by: {error}") from error
+
+
+def _smoother_identity(section: DataSection) -> str:
+    if not section.smoothed_by:
+        return "filter"
+    return bundles.load(section.smoothed_by).manifest.device_uid

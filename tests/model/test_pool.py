@@ -1,0 +1,97 @@
+"""Pools of training scenes: drawn once, gone on with after a kill, cut into patches."""
+
+import json
+
+import numpy as np
+import pytest
+
+from model import pool
+from model.pool import STEPS_PER_GREY, PatchStream, Pool
+
+SIDE = 64
+
+
+def ramp(rng):
+    """A target that tells its own row and column, and the same image brighter as input."""
+    offset = int(rng.integers(100))
+    target = np.add.outer(np.arange(SIDE), np.arange(SIDE)).astype(np.float32) / 2 + offset
+    return (target + 10).astype(np.uint8), target
+
+
+def drawn(folder, count=40):
+    return pool.draw(folder, ramp, count=count, side=SIDE, seed=3, workers=1)
+
+
+def test_a_scene_depends_on_its_seed_and_index_alone(tmp_path):
+    few, many = drawn(tmp_path / "few", 20), drawn(tmp_path / "many", 40)
+    assert np.array_equal(few.noisy, many.noisy[:20])
+    assert np.array_equal(few.target, many.target[:20])
+
+
+def test_several_processes_draw_what_one_draws(tmp_path):
+    one = drawn(tmp_path / "one")
+    two = pool.draw(tmp_path / "two", ramp, count=40, side=SIDE, seed=3, workers=2)
+    assert np.array_equal(one.noisy, two.noisy)
+
+
+def test_drawing_goes_on_where_it_was_stopped(tmp_path):
+    whole = np.array(drawn(tmp_path).noisy)
+    (tmp_path / "done.json").write_text(json.dumps([0, 32]))
+    raw = np.load(tmp_path / "noisy.npy", mmap_mode="r+")
+    raw[:] = 0
+    again = drawn(tmp_path)
+    assert not again.noisy[:16].any()
+    assert np.array_equal(again.noisy[16:32], whole[16:32])
+    assert pool.is_complete(tmp_path, 40)
+    assert not pool.is_complete(tmp_path, 80)
+
+
+def test_patches_keep_input_and_target_together(tmp_path):
+    batch = next(iter(PatchStream(drawn(tmp_path), seed=1, batch=8, crop=32)))
+    assert batch["noisy"].shape == batch["target"].shape == (8, 1, 32, 32)
+    difference = 255 * (batch["noisy"] - batch["target"])
+    assert float((difference - 10).abs().max()) < 1
+
+
+def test_patches_of_real_images_come_in_their_share_and_say_so(tmp_path):
+    given = drawn(tmp_path)
+    black = np.full_like(given.noisy, 200)
+    labelled = Pool(given.folder, given.noisy, given.target, given.target)
+    real = Pool(given.folder, black, given.target, given.target)
+    stream = PatchStream(labelled, seed=1, batch=200, crop=32, real=real, real_share=0.25)
+    batch = next(iter(stream))
+    share = batch["real"].float().mean()
+    assert 0.15 < float(share) < 0.35
+    bright = (batch["noisy"] * 255).round().eq(200).all(dim=(1, 2, 3))
+    assert bright.equal(batch["real"][:, 0, 0, 0])
+
+
+def test_features_are_cut_and_mirrored_with_the_patch(tmp_path):
+    given = drawn(tmp_path)
+    cells = SIDE // pool.FEATURE_STRIDE
+    middle = np.array(given.target, np.float32).reshape(40, cells, 8, cells, 8).mean((2, 4))
+    features = (middle / STEPS_PER_GREY)[..., None].astype(np.float16)
+    taught = Pool(given.folder, given.noisy, given.target, given.target, features)
+    batch = next(iter(PatchStream(taught, seed=2, batch=16, crop=32)))
+    means = (batch["target"] * 255).reshape(16, 4, 8, 4, 8).mean((2, 4))
+    assert float((batch["features"][..., 0] - means).abs().max()) < 0.2
+
+
+def test_fresh_scenes_replace_old_ones_in_memory_only(tmp_path):
+    given = drawn(tmp_path)
+    before = np.array(given.noisy)
+    white = np.full((SIDE, SIDE), 255, np.uint8)
+    stream = iter(
+        PatchStream(
+            given,
+            seed=1,
+            batch=16,
+            crop=32,
+            fresh=lambda _: (white, white.astype(np.float32)),
+            fresh_per_batch=20,
+        )
+    )
+    for _ in range(20):
+        batch = next(stream)
+    assert float(batch["noisy"].min()) == pytest.approx(1)
+    assert np.array_equal(given.noisy, before)

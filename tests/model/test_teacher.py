@@ -1,0 +1,107 @@
+"""Teachers begin as their student, and what they say is kept."""
+
+import numpy as np
+import pytest
+import torch
+
+from model import distill
+from model.pool import STEPS_PER_GREY, Pool
+from model.student import Architecture, Student, parameters
+from model.teacher import Teacher, grow
+
+SMALL = Architecture((8, 12, 16), (0, 1, 1), (1, 1))
+WIDE = Architecture((16, 24, 24), (0, 1, 1), (1, 1))
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return Teacher(WIDE, (1, 1, 2)).eval()
+
+
+def test_a_grown_teacher_computes_what_the_student_computes(teacher):
+    student = Student(SMALL).eval()
+    x = torch.rand(2, 1, 45, 52)
+    assert not torch.allclose(teacher(x), student(x), atol=1e-3)
+    grow(student, teacher)
+    assert torch.allclose(teacher(x), student(x), atol=1e-5)
+    assert parameters(teacher) > 2 * parameters(student)
+
+
+def test_every_part_of_a_grown_teacher_learns(teacher):
+    grow(Student(SMALL), teacher)
+    optimiser = torch.optim.SGD(teacher.parameters(), 0.1)
+    for _ in range(3):
+        loss = (teacher(torch.rand(2, 1, 32, 32)) ** 2).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    still = [n for n, p in teacher.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_a_student_that_does_not_fit_is_refused(teacher):
+    with pytest.raises(ValueError, match="does not fit"):
+        grow(Student(Architecture((32, 32, 32), (0, 1, 1), (1, 1))), teacher)
+
+
+def test_blocks_are_given_for_every_level():
+    with pytest.raises(ValueError, match="residual_blocks"):
+        Teacher(WIDE, (1, 1))
+
+
+def a_pool(folder, count=6):
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 256, (count, 64, 64), np.uint8)
+    return Pool(folder, noisy, noisy.astype(np.uint16) * STEPS_PER_GREY)
+
+
+def test_what_a_teacher_says_is_its_self_ensembled_output(tmp_path, teacher):
+    taught = distill.teach(a_pool(tmp_path), teacher, "one", features=True)
+    x = torch.from_numpy(taught.noisy[4])[None, None].float() / 255
+    expected = distill.self_ensemble(teacher, x).clamp(0, 1)[0, 0].numpy()
+    assert np.abs(taught.taught[4] / STEPS_PER_GREY / 255 - expected).max() < 1e-4
+    assert taught.features.shape == (6, 8, 8, distill.FEATURE_DIMENSIONS)
+
+
+def test_a_self_ensemble_does_not_care_which_way_the_image_is_mirrored(teacher):
+    x = torch.rand(1, 1, 48, 48)
+    straight, mirrored = (
+        distill.self_ensemble(teacher, x),
+        distill.self_ensemble(teacher, x.flip(-1)),
+    )
+    assert torch.allclose(straight, mirrored.flip(-1), atol=1e-5)
+
+
+def test_a_teacher_answers_once_and_another_one_for_itself(tmp_path, teacher):
+    given = a_pool(tmp_path)
+    first = np.array(distill.teach(given, teacher, "one").taught)
+    done = []
+    with torch.no_grad():
+        teacher.tail.weight.add_(0.1)
+    again = distill.teach(given, teacher, "one", advance=done.append)
+    assert np.array_equal(again.taught, first)
+    assert done == [6]
+    other = distill.teach(given, teacher, "two")
+    assert not np.array_equal(other.taught, first)
+
+
+def test_affinities_do_not_depend_on_the_channels():
+    places = torch.randn(2, 4, 4, 6)
+    turn = torch.linalg.qr(torch.randn(6, 6)).Q
+    same = (places @ turn).movedim(-1, 1) * 3
+    assert float(distill.affinity_loss(same, places)) == pytest.approx(0, abs=1e-5)
+    assert float(distill.affinity_loss(torch.randn(2, 6, 4, 4), places)) > 0.05
+
+
+def test_projection_keeps_affinities():
+    features = torch.randn(1, 48, 8, 8)
+    projected = distill._projected(features, 8).float()
+    assert float(distill.affinity_loss(features, projected)) < 0.08
+
+
+def test_real_images_are_cut_into_squares_that_cover_them(tmp_path):
+    image = np.arange(150 * 70, dtype=np.uint32).reshape(150, 70) % 251
+    patches = distill.real_pool([image.astype(np.uint8)], tmp_path, 64)
+    assert patches.noisy.shape[1:] == (64, 64)
+    assert set(np.unique(image)) == set(np.unique(patches.noisy))
