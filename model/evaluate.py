@@ -22,6 +22,7 @@ from model.evaluation import images as real_images
 from model.evaluation import paper as paper_protocol
 from model.evaluation import physics as physics_protocol
 from model.evaluation import real as real_protocol
+from model.evaluation import safety as safety_protocol
 from model.evaluation.contenders import (
     NOISY,
     Contender,
@@ -33,6 +34,7 @@ from model.evaluation.contenders import (
     students,
     trained_runs,
 )
+from model.evaluation.safety_grounds import Grounds
 from model.evaluation.scenes import SIMULATORS, SPECKLE
 from model.multiplicative import LEVELS
 
@@ -256,11 +258,27 @@ def cost(run: Run) -> Outcome:
     return Outcome(written)
 
 
+def safety(run: Run) -> Outcome:
+    """Table E: faint lesions, false structures, brightness, shifts, flicker, text and lines."""
+    contenders = run.contenders
+    grounds = Grounds.make(run.settings.seed)
+    task = run.task("safety", safety_protocol.turns(contenders, grounds))
+    written = safety_protocol.evaluate(
+        contenders,
+        grounds=grounds,
+        output=run.settings.output,
+        described={**run.described(), "seed": run.settings.seed},
+        advance=lambda: run.progress.advance(task),
+    )
+    return Outcome(written)
+
+
 PROTOCOLS: Mapping[str, Callable[[Run], Outcome]] = {
     "paper": paper,
     "physics": physics,
     "real": real,
     "cost": cost,
+    "safety": safety,
 }
 
 

@@ -46,8 +46,10 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "Structures in even speckle",
         tuple(f"{diameter} px, {unit}" for diameter in DISCS_PX for unit in ("dB", "%")),
-        f"""How far a disc of this size stands out of its ring where the tissue is even: the 95th
-percentile, and the share of places above {STANDS_OUT_DB:g} dB.""",
+        (
+            "How far a disc of this size stands out of its ring where the tissue is even: the "
+            f"95th percentile, and the share of places above {STANDS_OUT_DB:g} dB."
+        ),
     ),
     (
         "Mean shift by brightness",
@@ -63,9 +65,12 @@ percentile, and the share of places above {STANDS_OUT_DB:g} dB.""",
             "flicker, times lower",
             "strength 0 is the input",
         ),
-        """Shifts: grey levels between outputs of an image shifted by 0 to 3 pixels on each axis,
-laid over one another. Grid: spread over the shifts of a period. Flicker: of a still tissue under
-fresh speckle. Strength 0: 1 where a network then returns its input bit for bit.""",
+        (
+            "Shifts: grey levels between outputs of an image shifted by 0 to 3 pixels on each "
+            "axis, laid over one another. Grid: spread over the shifts of a period. Flicker: of a "
+            "still tissue under fresh speckle. Strength 0: 1 where a network then returns its "
+            "input bit for bit."
+        ),
     ),
     (
         "Text and thin lines",
@@ -78,8 +83,10 @@ fresh speckle. Strength 0: 1 where a network then returns its input bit for bit.
                 for what in ("wider px", "peak kept")
             ),
         ),
-        f"""Burned into speckle. Text is changed where it moved by more than {TEXT_CHANGE_GREY:g}
-grey levels; the node protects it apart from the method.""",
+        (
+            f"Burned into speckle. Text is changed where it moved by more than "
+            f"{TEXT_CHANGE_GREY:g} grey levels; the node protects it apart from the method."
+        ),
     ),
 )
 """Title, columns and note of the tables that need no reference to lesions."""

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.progress import Progress
 from scipy import ndimage
 from torch import nn
 
+from model import evaluate as evaluation
 from model.data import VALIDATION_SEED
 from model.evaluation import safety
 from model.evaluation.contenders import Contender, identity, noisy
@@ -216,3 +218,18 @@ def test_protocol_writes_tables_a_picture_and_a_plot(tmp_path, grounds):
     for name in ("safety-pictures.png", "safety-survival.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 300
+
+
+def test_a_run_of_the_protocol_draws_grounds_of_its_seed(tmp_path, grounds, monkeypatch):
+    seeds = []
+
+    def make(seed):
+        seeds.append(seed)
+        return grounds
+
+    monkeypatch.setattr(evaluation.Grounds, "make", make)
+    settings = evaluation.Settings(tmp_path, methods=["median"], tuning_scenes=1, seed=SEED)
+    outcome = evaluation.evaluate("safety", settings, Progress(disable=True))
+    assert seeds == [SEED]
+    assert outcome.written[0].name == "safety.md"
+    assert "| median |" in outcome.written[0].read_text()
