@@ -124,7 +124,7 @@ class DespeckleSection(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the student runs; auto takes the GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the network; auto takes the fastest that the device has."""
+    """Arithmetic of the network; auto takes the device's fastest if it passes the self-test."""
     batch_frames: Annotated[int, Field(ge=1, le=64)] = 4
     """Frames in one batch; bounds the memory."""
     threads: Annotated[int, Field(ge=0, le=256)] = 0

@@ -98,9 +98,14 @@ class Despeckler:
             )
         if device == "cpu" and settings.threads:
             torch.set_num_threads(settings.threads)
-        precision = settings.precision if settings.precision != "auto" else fastest(device)
         # One frame at a time keeps the activations in a CPU's cache.
-        return cls(bundle, device, precision, settings.batch_frames if device == "cuda" else 1)
+        batch_frames = settings.batch_frames if device == "cuda" else 1
+        if settings.precision != "auto":
+            return cls(bundle, device, settings.precision, batch_frames)
+        try:
+            return cls(bundle, device, fastest(device), batch_frames)
+        except Permanent:  # too coarse for this bundle; a damaged one fails in float32 as well
+            return cls(bundle, device, "float32", batch_frames)
 
     def fingerprint(self, strength: float) -> str:
         """Everything of the model that changes pixels, for the deterministic identifiers."""

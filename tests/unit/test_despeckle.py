@@ -1,12 +1,18 @@
 """The node's inference: order, batches, precision, strength, refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from dicom_node import despeckle
 from dicom_node.config import DespeckleSection
-from dicom_node.despeckle import Despeckler, fastest
+from dicom_node.despeckle import Despeckler
 from dicom_node.errors import ConfigError, Permanent
 from model import bundle, data
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +50,76 @@ def test_strength_zero_hands_the_frames_through(frames):
         assert np.array_equal(source, out)
 
 
-def test_the_fastest_precision_agrees_with_float32(frames):
-    reference = bundle.load("quality")
-    despeckler = Despeckler(bundle.load("quality"), "cpu", fastest("cpu"))
-    scenes = [scene.noisy for scene in data.validation_set(6, seed=data.VALIDATION_SEED + 5)]
-    difference = np.concatenate(
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def differences(precision, strength, images):
+    """Grey levels between the node in this precision and the bundle in float32, of every pixel."""
+    bundle_ = bundle.load("quality")
+    despeckler = Despeckler(bundle_, "cpu", precision)
+    return np.concatenate(
         [
-            np.abs(next(despeckler.frames([s], 1.0)).astype(int) - reference.apply(s)).ravel()
-            for s in scenes
+            np.abs(out.astype(int) - bundle_.apply(image, strength)).ravel()
+            for image in images
+            for out in despeckler.frames([image], strength)
         ]
     )
-    assert (difference <= 1).mean() >= 0.999
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    seed = data.VALIDATION_SEED + 5
+    return [scene.noisy for scene in data.validation_set(4, seed=seed, side=160)]
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_agrees_with_float32(precision, strength, scenes):
+    assert (differences(precision, strength, scenes) <= 1).mean() >= 0.999
+
+
+@pytest.mark.samples
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_agrees_with_float32_on_real_images(precision):
+    paths = sorted((ROOT.parent / "shared" / "data" / "train").rglob("*.png"))
+    if not paths:
+        pytest.skip("the folder ../shared/data/train with real B-mode images is absent")
+    images = []
+    for path in paths[:: max(1, len(paths) // 8)]:
+        with Image.open(path) as picture:
+            images.append(np.array(picture.convert("L"))[:320, :320])
+    assert (differences(precision, 1.0, images) <= 1).mean() >= 0.999
+
+
+@pytest.fixture
+def coarse_bfloat16(monkeypatch):
+    """A machine that prefers bfloat16, and a bundle that passes its self-test in float32 only."""
+
+    def check(output, expected, subject):
+        if not subject.endswith("float32"):
+            raise bundle.BundleError(f"{subject}: the self-test is off")
+
+    monkeypatch.setattr(despeckle, "fastest", lambda _device: "bfloat16")
+    monkeypatch.setattr(bundle, "check_agreement", check)
+
+
+@pytest.mark.usefixtures("coarse_bfloat16")
+def test_auto_takes_float32_where_the_fastest_precision_fails_the_self_test():
+    assert Despeckler.load(DespeckleSection(device="cpu")).bundle.runtime.endswith("float32")
+
+
+@pytest.mark.usefixtures("coarse_bfloat16")
+def test_a_configured_precision_that_fails_the_self_test_is_refused():
+    with pytest.raises(Permanent, match="self-test"):
+        Despeckler.load(DespeckleSection(device="cpu", precision="bfloat16"))
+
+
+def test_auto_refuses_a_bundle_that_fails_in_float32_as_well(monkeypatch):
+    damaged = bundle.load("quality")
+    damaged.student.tail.weight.data.zero_()
+    monkeypatch.setattr(bundle, "load", lambda _name: damaged)
+    with pytest.raises(Permanent, match="self-test"):
+        Despeckler.load(DespeckleSection(device="cpu"))
 
 
 def test_fingerprint_tells_strengths_and_bundles_apart():
