@@ -115,6 +115,8 @@ class Simulation:
         See `anatomy_maps`; may be empty.
     anatomy_share : float
         Part of the scenes that take their map from it.
+    faint_share : float
+        Part of the scenes that are nearly even tissue with faint lesions.
     overlay_share : float
         Part of the scenes with burned-in text and callipers, which are to be kept.
     side : int
@@ -122,7 +124,8 @@ class Simulation:
     """
 
     anatomy: Sequence[NDArray[np.uint8]] = ()
-    anatomy_share: float = 0.4
+    anatomy_share: float = 0.3
+    faint_share: float = 0.3
     overlay_share: float = 0.12
     side: int = 256
 
@@ -130,7 +133,10 @@ class Simulation:
         """One training pair, (side, side): noisy uint8, target float32."""
         setting = speckle.Acquisition.draw(rng)
         before = int(np.ceil((self.side + 2) / setting.resize))
-        if len(self.anatomy) and rng.random() < self.anatomy_share:
+        kind = rng.random()
+        if kind < self.faint_share:
+            phantom = phantoms.faint(rng, (before, before))
+        elif len(self.anatomy) and kind < self.faint_share + self.anatomy_share:
             chosen = self.anatomy[int(rng.integers(len(self.anatomy)))]
             phantom = phantoms.from_anatomy(rng, _at_least(chosen, before), (before, before))
         else:

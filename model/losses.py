@@ -82,7 +82,7 @@ def contrast(
 ) -> Tensor:
     """Contrast at the size of lesions is the target's, faint ones above all.
 
-    Three bands of a pyramid (structures of about 4, 8 and 16 pixels). Where the target has
+    Four bands of a pyramid (structures of about 4 to 32 pixels). Where the target has
     something, an error weighs more than where it has nothing: the best guess at what can hardly be
     told from speckle shrinks with how rare it is, and this makes it less rare. Unlike `retention`
     it asks for what is there, not for what the speckle shows.
@@ -97,14 +97,14 @@ def contrast(
     """
     total = torch.zeros((), device=output.device)
     fine_o, fine_t = F.avg_pool2d(output, 4), F.avg_pool2d(target, 4)
-    for _ in range(3):
+    for _ in range(4):
         coarse_o, coarse_t = F.avg_pool2d(fine_o, 2), F.avg_pool2d(fine_t, 2)
         band_t = fine_t - F.interpolate(coarse_t, scale_factor=2.0)
         band_o = fine_o - F.interpolate(coarse_o, scale_factor=2.0)
         weight = 1 + emphasis * (band_t.abs() / faint).clamp_max(1)
         total = total + (weight * (band_o - band_t) ** 2).mean()
         fine_o, fine_t = coarse_o, coarse_t
-    return 10 * total
+    return 2 * total
 
 
 def _robust(error: Tensor, epsilon: float) -> Tensor:

@@ -233,6 +233,38 @@ def plain(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
     return Phantom(np.full(shape, rng.normal(0, 3), dtype=np.float32), np.zeros(shape, np.float32))
 
 
+def faint(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
+    """Draw nearly even tissue full of faint lesions of all sizes, round or lobed.
+
+    What matters most and shows least: without many of these a network learns that a faint lesion
+    is speckle. Half of the contrasts are 2 to 4.5 dB.
+    """
+    db = plain(rng, shape).diffuse_db
+    if rng.random() < _UNEVEN:
+        db = db + np.float32(rng.uniform(0.3, 2)) * smooth_field(rng, shape, rng.uniform(30, 90))
+    free = np.ones(shape, dtype=bool)
+    largest = 0.18 * min(shape)
+    radii = np.exp(rng.uniform(np.log(2.5), np.log(largest), int(rng.integers(6, 40))))
+    for radius in sorted(radii, reverse=True):
+        z, x = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
+        reach = 1.5 * radius + 4
+        part = np.s_[
+            max(0, int(z - reach)) : int(z + reach), max(0, int(x - reach)) : int(x + reach)
+        ]
+        if not free[part].all():
+            continue
+        free[part] = False
+        centre = (z - max(0, int(z - reach)), x - max(0, int(x - reach)))
+        distance = blob(rng, _shape(db[part]), centre, radius, rng.choice([0.0, 0.0, 0.12]))
+        contrast = rng.uniform(2, 4.5) if rng.random() < _HARDEST else rng.uniform(4.5, 12)
+        inside = np.clip(distance / rng.uniform(0.8, 2.0) + 0.5, 0, 1)
+        db[part] += np.float32(rng.choice([-1, 1]) * contrast) * inside
+    return Phantom(np.asarray(db, dtype=np.float32), np.zeros(shape, np.float32))
+
+
+_UNEVEN, _HARDEST = 0.4, 0.5
+
+
 def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
     """Draw a procedural phantom.
 

@@ -123,7 +123,9 @@ def _drawer(section: DataSection, given: Material, progress: Progress) -> pool.D
     for image in given.train:
         maps += data.anatomy_maps([image], despeckle)
         progress.advance(task)
-    return Simulation(maps, section.anatomy_share, section.overlay_share, section.side).draw
+    return Simulation(
+        maps, section.anatomy_share, section.faint_share, section.overlay_share, section.side
+    ).draw
 
 
 def _smoother(section: DataSection) -> data.Despeckle:

@@ -74,9 +74,11 @@ class DataSection(_Section):
     """Frames of a cine that are used."""
     smoothed_by: str = ""
     """Bundle that makes anatomy of the images; a plain filter where there is none."""
-    anatomy_share: Annotated[float, Field(ge=0, le=1)] = 0.4
+    anatomy_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of scenes that take their map from a real image."""
-    overlay_share: Annotated[float, Field(ge=0, le=1)] = 0.12
+    faint_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of scenes that are nearly even tissue with faint lesions."""
+    overlay_share: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Share of scenes with burned-in text and callipers, to be kept."""
     side: Annotated[int, Field(ge=64, multiple_of=8)] = 256
     """Side of a scene, pixels."""
@@ -146,7 +148,7 @@ class OptimiserSection(_Section):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
     start_from: str = ""
-    """Bundle or run whose weights begin; a teacher grows from a student without a change."""
+    """Bundle or run whose weights begin; a larger network grows from it without a change."""
 
 
 class Recipe(_Section):

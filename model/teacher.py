@@ -1,8 +1,7 @@
 """The teacher: the student's shape with wider levels and residual blocks; never shipped.
 
-It can be *grown* from a trained student without changing what that computes (Net2Net, Chen,
-Goodfellow, Shlens 2016): new channels feed nothing yet, new blocks add nothing yet. A teacher then
-begins where the student ended, which is what makes one affordable on a CPU.
+It can be grown from a trained student (`model.growing`): its new blocks add nothing at first. It
+then begins where the student ended, which is what makes a teacher affordable on a CPU.
 """
 
 from __future__ import annotations
@@ -58,26 +57,3 @@ class Teacher(Student):
                 if not isinstance(stack, nn.Sequential):
                     raise TypeError(f"{type(stack).__name__} is no sequence of layers")
                 stack.extend(ResidualBlock(width) for _ in range(count))
-
-
-@torch.no_grad()
-def grow(student: Student, teacher: Teacher) -> None:
-    """Give a teacher the student's weights, so that it computes what the student computes.
-
-    Raises
-    ------
-    ValueError
-        The student does not fit into the teacher.
-    """
-    mine, theirs = teacher.state_dict(), student.state_dict()
-    for name, small in theirs.items():
-        large = mine.get(name)
-        if large is None or any(a < b for a, b in zip(large.shape, small.shape, strict=True)):
-            raise ValueError(f"{name}: the student's {tuple(small.shape)} does not fit in")
-        corner = tuple(slice(0, side) for side in small.shape)
-        if large.ndim > 1:
-            transposed = name.startswith("up.")  # weights are (in, out, ...) there
-            old_outputs = (slice(None), corner[1]) if transposed else (corner[0],)
-            large[old_outputs] = 0  # new channels feed no old one yet
-        large[corner] = small
-    teacher.load_state_dict(mine)

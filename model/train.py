@@ -27,13 +27,13 @@ from model import recipe as recipes
 from model.bundle import BundleError
 from model.checkpoints import AtomicCheckpoints
 from model.data import Scene
+from model.growing import grow
 from model.logs import RunLog
 from model.losses import TERMS
 from model.pool import Batch, Pool
 from model.prepare import Material
 from model.recipe import Recipe, RecipeError
 from model.student import Student, parameters
-from model.teacher import Teacher, grow
 
 AGAINST_THE_REFERENCE = frozenset({"contrast"})
 """Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion."""
@@ -294,11 +294,8 @@ def _start_from(network: nn.Module, recipe: Recipe) -> None:
     where = f"optimiser.start_from = {recipe.optimiser.start_from!r}"
     try:
         source, _ = runs.start_weights(recipe.optimiser.start_from)
-        if isinstance(network, Teacher) and isinstance(source, Student):
-            if isinstance(source, Teacher):
-                network.load_state_dict(source.state_dict())
-            else:
-                grow(source, network)
+        if isinstance(network, Student) and isinstance(source, Student):
+            grow(source, network)
         else:
             network.load_state_dict(source.state_dict())
     except (BundleError, runs.RunError, RuntimeError, ValueError) as error:

@@ -141,3 +141,15 @@ def test_a_sector_is_black_outside():
 def test_point_spread_function_wider_than_the_image_is_cut():
     setting = replace(Acquisition(), lateral_sigma=(9.0, 9.0), side_lobes=0.05)
     assert speckle.form(tissue(48), setting, np.random.default_rng(0))[0].noisy.shape == (48, 48)
+
+
+def test_faint_phantoms_hold_faint_lesions_of_both_signs():
+    levels = []
+    for seed in range(6):
+        phantom = phantoms.faint(np.random.default_rng(seed), (160, 160))
+        assert phantom.diffuse_db.dtype == np.float32
+        levels.append(phantom.diffuse_db - np.median(phantom.diffuse_db))
+    found = np.concatenate([level.ravel() for level in levels])
+    assert 0.02 < (found > 1.8).mean() < 0.4
+    assert 0.02 < (found < -1.8).mean() < 0.4
+    assert np.abs(found).max() < 17

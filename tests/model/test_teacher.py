@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from model import distill
+from model.growing import grow
 from model.pool import STEPS_PER_GREY, Pool
 from model.student import Architecture, Student, parameters
-from model.teacher import Teacher, grow
+from model.teacher import Teacher
 
 SMALL = Architecture((8, 12, 16), (0, 1, 1), (1, 1))
 WIDE = Architecture((16, 24, 24), (0, 1, 1), (1, 1))
@@ -26,6 +27,21 @@ def test_a_grown_teacher_computes_what_the_student_computes(teacher):
     grow(student, teacher)
     assert torch.allclose(teacher(x), student(x), atol=1e-5)
     assert parameters(teacher) > 2 * parameters(student)
+
+
+def test_a_deeper_student_computes_what_the_shallow_one_computes():
+    shallow = Student(SMALL).eval()
+    deep = Student(Architecture((8, 12, 20), (0, 3, 4), (1, 2))).eval()
+    grow(shallow, deep)
+    x = torch.rand(1, 1, 40, 56)
+    assert torch.allclose(deep(x), shallow(x), atol=1e-5)
+
+
+def test_a_network_grows_into_itself_unchanged():
+    one, other = Student(SMALL).eval(), Student(SMALL).eval()
+    grow(one, other)
+    x = torch.rand(1, 1, 40, 56)
+    assert torch.equal(one(x), other(x))
 
 
 def test_every_part_of_a_grown_teacher_learns(teacher):

@@ -148,7 +148,8 @@ def test_a_teacher_is_grown_and_a_guided_student_distilled_from_it(tmp_path, mon
     }
     rows = logs.read(tmp_path / "runs" / "pupil" / "metrics.csv")
     weights = [row["weight/contrast"] for row in rows if "weight/contrast" in row]
-    assert len(weights) == 2 and weights[0] != weights[1]
+    assert len(weights) == 2
+    assert weights[0] != weights[1]
     assert (tmp_path / "runs" / "pupil" / "report.md").exists()
 
     made = export(tmp_path / "runs" / "pupil", tmp_path / "bundles", name="pupil", version="1")

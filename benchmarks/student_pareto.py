@@ -1,0 +1,153 @@
+"""Which shape the student should have: decibels on scenes never trained on against milliseconds.
+
+Every candidate trains for the same minutes on the same scenes with the same loss, from new weights;
+then all take turns on one frame. Goes on where it was stopped. Writes a table and a plot.
+
+    python benchmarks/student_pareto.py --minutes 2.5 --output out/pareto
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import runs
+from model.cost import FLOAT32, FLOAT32_LAST, interleaved, runner
+from model.data import VALIDATION_SEED, validation_set
+from model.evaluation import figures
+from model.evaluation.tables import Table, header, write
+from model.metrics import psnr
+from model.reparameterise import merge
+from model.student import multiply_accumulates, parameters
+from model.train import train
+
+CANDIDATES = {
+    "16-32-48-64": "widths = [16, 32, 48, 64]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
+    "same, re-parameterised": (
+        "widths = [16, 32, 48, 64]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]\n"
+        'block = "reparameterised"'
+    ),
+    "12-24-40-56, gated": (
+        'widths = [12, 24, 40, 56]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]\nblock = "gated"'
+    ),
+    "same, deeper": "widths = [16, 32, 48, 64]\nencoder = [1, 1, 2, 2]\ndecoder = [1, 1, 1]",
+    "same, deeper below": (
+        "widths = [16, 32, 48, 64]\nencoder = [0, 1, 2, 4]\ndecoder = [1, 1, 1]"
+    ),
+    "24-32-48-80": "widths = [24, 32, 48, 80]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
+    "12-24-32-48": "widths = [12, 24, 32, 48]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
+    "three levels": "widths = [16, 32, 64]\nencoder = [0, 1, 2]\ndecoder = [1, 1]",
+    "five levels": (
+        "widths = [16, 24, 32, 48, 64]\nencoder = [0, 1, 1, 1, 2]\ndecoder = [1, 1, 1, 1]"
+    ),
+    "unshuffle 4": "unshuffle = 4\nwidths = [32, 48, 64]\nencoder = [1, 1, 2]\ndecoder = [1, 1]",
+    "unshuffle 4, light": (
+        "unshuffle = 4\nwidths = [24, 32, 64]\nencoder = [0, 1, 1]\ndecoder = [1, 1]"
+    ),
+}
+RECIPE = """name = "pareto-{number}"
+threads = {threads}
+validation_scenes = 4
+validation_steps = 1000
+
+[data]
+images = "{images}"
+smoothed_by = "quality"
+
+[optimiser]
+minutes = {minutes}
+batch = 16
+crop = 128
+learning_rate = 2e-3
+ema_decay = 0.995
+
+[loss]
+charbonnier = 1.0
+gradient = 0.25
+
+[network]
+{network}
+"""
+SCENES, ROUNDS = 40, 9
+
+
+def main() -> None:
+    arguments = _arguments()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    networks = {}
+    for number, (name, network) in enumerate(CANDIDATES.items()):
+        recipe = arguments.output / f"pareto-{number}.toml"
+        recipe.write_text(
+            RECIPE.format(
+                number=number,
+                threads=arguments.threads,
+                images=arguments.images,
+                minutes=arguments.minutes,
+                network=network,
+            )
+        )
+        train(recipe, arguments.runs)
+        networks[name] = merge(runs.load(arguments.runs / f"pareto-{number}").network).eval()
+    torch.set_num_threads(arguments.threads)
+    frame = torch.rand(1, 1, 768, 1024)
+    jobs = {
+        (name, layout): partial(runner(network, layout), frame)
+        for name, network in networks.items()
+        for layout in (FLOAT32, FLOAT32_LAST)
+    }
+    times = interleaved({"/".join(key): job for key, job in jobs.items()}, rounds=ROUNDS)
+    scenes = validation_set(SCENES, VALIDATION_SEED + 300)
+    rows, points = [], {}
+    for name, network in networks.items():
+        gain = float(np.mean([_gain(network, scene) for scene in scenes]))
+        fastest = min(times[f"{name}/{layout}"] for layout in (FLOAT32, FLOAT32_LAST))
+        points[name] = (fastest, gain)
+        rows.append(
+            {
+                "candidate": name,
+                "parameters": parameters(network),
+                "kMAC a pixel": multiply_accumulates(network) / (768 * 1024) / 1000,
+                "ms at 1024x768": fastest,
+                "gain": gain,
+            }
+        )
+    head = header(
+        "Shapes of the student",
+        {
+            "training": f"{arguments.minutes:g} minutes each on {arguments.threads} thread(s)",
+            "scenes": f"{SCENES} of 256x256, seed {VALIDATION_SEED + 300}",
+            "timing": f"float32, the faster layout, median of {ROUNDS} interleaved rounds",
+        },
+    )
+    columns = ("candidate", "parameters", "kMAC a pixel", "ms at 1024x768", "gain")
+    for path in write(arguments.output, "pareto", [Table("Candidates", columns, rows)], head):
+        print(f"wrote {path}")
+    path = arguments.output / "pareto.png"
+    print(f"wrote {figures.pareto(points, path, title='Students', quality='gain, dB')}")
+
+
+def _gain(network: torch.nn.Module, scene: object) -> float:
+    target = np.clip(scene.target, 0, 255)
+    with torch.inference_mode():
+        x = torch.from_numpy(np.array(scene.noisy))[None, None].float() / 255
+        image = 255 * network(x)[0, 0].clamp(0, 1).numpy()
+    before, after = (psnr(each, target, data_range=255) for each in (scene.noisy, image))
+    return after - before
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2.5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", default="../shared/data/train")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--output", type=Path, default=Path("out/pareto"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
