@@ -106,7 +106,10 @@ def contenders(
 def measure(ways: list[Contender], frame: Tensor, rounds: int, console: Console) -> list[float]:
     """Median milliseconds of each contender."""
     turns: dict[str, Callable[[], object]] = {
-        f"{way.label}/{turn}": partial(way.run, frame) for way in ways for turn in range(way.turns)
+        f"{way.label}/{turn}": partial(way.run, frame)
+        for turn in range(max(way.turns for way in ways))
+        for way in ways
+        if turn < way.turns
     }
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=len(turns) * (rounds + 1))
