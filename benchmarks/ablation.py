@@ -26,7 +26,13 @@ from model.train import train
 
 PLAIN_LOSS = {"charbonnier": 1.0}
 METRIC_LOSS = PLAIN_LOSS | {"gradient": 0.25, "ms_ssim": 0.02, "contrast": 1.0}
-TEACHER = {"teacher": "{teacher}", "affinity": 0.02, "folds": 2}
+TEACHER = {
+    "teacher": "{teacher}",
+    "output": 3.0,
+    "affinity": 0.02,
+    "folds": 2,
+    "significant": True,
+}
 ARMS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     "plain student": {"loss": PLAIN_LOSS},
     "+ distillation": {"loss": PLAIN_LOSS, "distillation": TEACHER},
@@ -37,7 +43,6 @@ ARMS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
         "distillation": TEACHER | {"real_share": 0.2},
         "guidance": {"every": 200},
     },
-    "metric terms alone": {"loss": METRIC_LOSS},
 }
 FIGURES = (
     "psnr",
@@ -124,7 +129,7 @@ def _recipe(
     for section, values in sections.items():
         lines.append(f"[{section}]")
         for key, value in values.items():
-            shown = f'"{value}"' if isinstance(value, str) else value
+            shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
             lines.append(f"{key} = {shown}".replace("{teacher}", str(arguments.teacher)))
     return "\n".join(lines) + "\n"
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from model.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool
+from model.significance import BANDS, put_back
 from model.student import Student
 
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -45,6 +46,7 @@ def teach(
     *,
     folds: int = len(MIRRORINGS),
     features: bool = False,
+    significant: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Pool:
     """Have the teacher look at every scene of a pool, or go on where it was stopped.
@@ -60,6 +62,8 @@ def teach(
         Mirrored inputs that are averaged.
     features : bool
         Keep projected features as well.
+    significant : bool
+        Put back what the teacher removed significantly; see `model.significance`.
     advance : callable
         Called with the number of scenes done.
 
@@ -68,7 +72,8 @@ def teach(
     Pool
         With `taught`, and `features` where they were asked for.
     """
-    mark = hashlib.sha256(f"{identity} {folds}".encode()).hexdigest()[:12]
+    settings = f"{identity} {folds} {BANDS if significant else ()}"
+    mark = hashlib.sha256(settings.encode()).hexdigest()[:12]
     taught, new = _array(pool.folder / f"taught-{mark}.npy", pool.noisy.shape, np.uint16)
     cells = pool.noisy.shape[1] // FEATURE_STRIDE
     kept: NDArray[np.float16] | None = None
@@ -84,8 +89,10 @@ def teach(
     for first in range(start, len(pool), step):
         part = slice(first, min(first + step, len(pool)))
         x = torch.from_numpy(pool.noisy[part].astype(np.float32))[:, None].to(device) / 255
-        y = self_ensemble(teacher, x, folds)[:, 0].clamp(0, 1) * 255 * STEPS_PER_GREY
-        taught[part] = y.round().cpu().numpy().astype(np.uint16)
+        answers = 255 * self_ensemble(teacher, x, folds)[:, 0].cpu().numpy()
+        for index, answer in enumerate(answers, first):
+            said = put_back(pool.noisy[index], answer) if significant else answer
+            taught[index] = (np.clip(said, 0, 255) * STEPS_PER_GREY).round()
         if kept is not None:
             kept[part] = _projected(teacher.residual_and_features(x)[1], cells).cpu().numpy()
         if (first // step) % 16 == 0 or part.stop == len(pool):

@@ -33,6 +33,7 @@ from model.losses import TERMS
 from model.pool import Batch, Pool
 from model.prepare import Material
 from model.recipe import Recipe, RecipeError
+from model.significance import put_back
 from model.student import Student, parameters
 
 AGAINST_THE_REFERENCE = frozenset({"contrast"})
@@ -327,6 +328,7 @@ def _taught(
             identity,
             folds=section.folds,
             features=features,
+            significant=section.significant,
             advance=lambda count: progress.advance(task, count),
         )
 
@@ -351,7 +353,8 @@ def _targets(
         def despeckle(image: NDArray[np.uint8]) -> NDArray[np.float32]:
             x = torch.from_numpy(image)[None, None].float() / 255
             y = distill.self_ensemble(teacher, x, recipe.distillation.folds)
-            return np.asarray(255 * y.clamp(0, 1)[0, 0])
+            said = np.asarray(255 * y.clamp(0, 1)[0, 0])
+            return put_back(image, said) if recipe.distillation.significant else said
 
         targets = guidance.measure(despeckle, scenes)
     targets |= recipe.guidance.targets
