@@ -65,7 +65,7 @@ def evaluate(
     protocol: Annotated[
         list[str],
         typer.Option(
-            help="paper, physics, real, cost and so on; see docs/evaluation.md. May be repeated."
+            help="paper, physics, real, cost or safety; may be repeated. See docs/evaluation.md."
         ),
     ] = ["physics"],  # noqa: B006 typer copies it
     output: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path(

@@ -31,6 +31,19 @@ PRECISIONS: Mapping[str, tuple[torch.dtype, torch.memory_format]] = {
 }
 
 
+def computed_here() -> list[str]:
+    """Precisions that this processor computes in; others it would imitate, a hundred times slower.
+
+    Returns
+    -------
+    list of str
+        Keys of `PRECISIONS`.
+    """
+    return [
+        name for name, (kind, _) in PRECISIONS.items() if kind is torch.float32 or _has_bfloat16()
+    ]
+
+
 class ResidualNetwork(Protocol):
     """A network that predicts what to remove."""
 

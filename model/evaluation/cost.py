@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from model.baselines import Method
-from model.cost import FLOAT32, PRECISIONS, Runner, agreement, interleaved, parameters, runner
+from model.cost import (
+    FLOAT32,
+    Runner,
+    agreement,
+    computed_here,
+    interleaved,
+    parameters,
+    runner,
+)
 from model.data import validation_set
 from model.dncnn import DnCNN, FFDNetSized
 from model.evaluation.contenders import NOISY, Contender
@@ -33,7 +41,7 @@ COLUMNS = (
 
 def turns(contenders: Sequence[Contender]) -> int:
     """How often `evaluate` will call `advance`."""
-    networks = len(_networks(contenders)) * len(PRECISIONS) * (NETWORK_ROUNDS + 1)
+    networks = len(_networks(contenders)) * len(computed_here()) * (NETWORK_ROUNDS + 1)
     return len(SIZES) * (networks + len(_classical(contenders)) * CLASSICAL_ROUNDS)
 
 
@@ -55,13 +63,13 @@ def evaluate(
     runners = {
         (name, precision): runner(network, precision)
         for name, network in networks.items()
-        for precision in PRECISIONS
+        for precision in computed_here()
     }
     rows: dict[tuple[str, str], dict[str, Value]] = {}
     for name, network in networks.items():
         pixels = SIZES[0][0] * SIZES[0][1]
         density = multiply_accumulates(network, *SIZES[0]) / pixels / 1000
-        for precision in PRECISIONS:
+        for precision in computed_here():
             rows[name, precision] = {
                 "method": name,
                 "precision": precision,
