@@ -89,12 +89,15 @@ def teach(
     for first in range(start, len(pool), step):
         part = slice(first, min(first + step, len(pool)))
         x = torch.from_numpy(pool.noisy[part].astype(np.float32))[:, None].to(device) / 255
-        answers = 255 * self_ensemble(teacher, x, folds)[:, 0].cpu().numpy()
-        for index, answer in enumerate(answers, first):
+        removed, seen = teacher.residual_and_features(x)
+        answers = x - removed
+        for axes in MIRRORINGS[1:folds]:
+            answers += teacher(x.flip(axes)).flip(axes)
+        for index, answer in enumerate((255 / folds * answers)[:, 0].cpu().numpy(), first):
             said = put_back(pool.noisy[index], answer) if significant else answer
             taught[index] = (np.clip(said, 0, 255) * STEPS_PER_GREY).round()
         if kept is not None:
-            kept[part] = _projected(teacher.residual_and_features(x)[1], cells).cpu().numpy()
+            kept[part] = _projected(seen, cells).cpu().numpy()
         if (first // step) % 16 == 0 or part.stop == len(pool):
             marker.write_text(str(part.stop))
         advance(part.stop - first)

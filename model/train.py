@@ -317,7 +317,7 @@ def _taught(
     if not isinstance(teacher, Student):
         raise RecipeError(f"distillation.teacher = {section.teacher!r}: is no teacher")
     device = "cuda" if torch.cuda.is_available() and recipe.accelerator != "cpu" else "cpu"
-    teacher.to(device)
+    teacher.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = section.affinity > 0
 
     def answers(pupil: Pool, what: str) -> Pool:
