@@ -1,16 +1,10 @@
-"""Train a network by a recipe: resumable after a kill, timed by a budget of minutes, logged.
-
-Lightning runs the loop; this module holds only what is particular to despeckling.
-"""
+"""Train a network by a recipe: resumable after a kill, timed by a budget of minutes, logged."""
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -29,138 +23,14 @@ from model.checkpoints import AtomicCheckpoints
 from model.data import Scene
 from model.growing import grow
 from model.logs import RunLog
-from model.losses import TERMS
-from model.pool import Batch, Pool
+from model.pool import Pool
 from model.prepare import Material
 from model.recipe import Recipe, RecipeError
 from model.significance import put_back
 from model.student import Student, parameters
+from model.training import Training
 
-AGAINST_THE_REFERENCE = frozenset({"contrast"})
-"""Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion."""
 _REPORTED_IMAGES = 4
-
-
-class Training(pl.LightningModule):
-    """The training of one network: weighted terms, AdamW, cosine over the time budget.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    scenes : sequence of Scene
-        For the validation.
-    targets : mapping of str to float
-        What the controller steers at; empty without one.
-    """
-
-    def __init__(self, recipe: Recipe, scenes: Sequence[Scene], targets: dict[str, float]) -> None:
-        super().__init__()
-        self.recipe = recipe
-        self.scenes, self.targets = scenes, targets
-        self.network = recipe.network.build()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.weights = dict(recipe.loss)
-        self.spent_seconds = 0.0
-        self._since = time.monotonic()
-
-    def training_step(self, batch: Batch, _index: int) -> Tensor:
-        """Weighted sum of the recipe's terms, and of the affinity to the teacher's features."""
-        noisy, target = batch["noisy"], batch["target"]
-        distillation = self.recipe.distillation
-        features = None
-        if "features" in batch and isinstance(self.network, Student):
-            removed, features = self.network.residual_and_features(noisy)
-            output = (noisy - removed).float()
-        else:
-            output = self.network(noisy).float()
-        aim = target
-        if "taught" in batch:
-            share = distillation.output / (distillation.output + distillation.supervised)
-            aim = torch.where(batch["real"], batch["taught"], target.lerp(batch["taught"], share))
-            target = torch.where(batch["real"], batch["taught"], target)
-        total = torch.zeros((), device=output.device)
-        for name, weight in self.weights.items():
-            if weight:
-                wanted = target if name in AGAINST_THE_REFERENCE else aim
-                value = TERMS[name](output, wanted, noisy)
-                self.log(f"train/{name}", value)
-                total = total + weight * value
-        if features is not None and distillation.affinity:
-            value = distill.affinity_loss(features, batch["features"])
-            self.log("train/affinity", value)
-            total = total + distillation.affinity * value
-        self.log("train/loss", total, prog_bar=True)
-        return total
-
-    def validation_step(self, _batch: Tensor, _index: int) -> None:
-        """Governed metrics over the validation scenes; the controller acts on them."""
-        figures = guidance.measure(self.despeckle, self.scenes)
-        before = guidance.measure(lambda image: image.astype(np.float32), self.scenes)
-        for name, value in figures.items():
-            self.log(f"val/{name}", value, prog_bar=name == "psnr", batch_size=1)
-        self.log("val/gain", figures["psnr"] - before["psnr"], prog_bar=True, batch_size=1)
-        section = self.recipe.guidance
-        if section.every and self.global_step:
-            short = guidance.shortfalls(figures, self.targets)
-            self.weights = guidance.adjusted(self.weights, self.recipe.loss, short, section)
-            for name, value in short.items():
-                self.log(f"shortfall/{name}", value, batch_size=1)
-        for name, weight in self.weights.items():
-            self.log(f"weight/{name}", weight, batch_size=1)
-
-    @torch.inference_mode()
-    def despeckle(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One grey image, (rows, columns) uint8, to float32 grey levels."""
-        x = torch.from_numpy(image)[None, None].to(self.device).float() / 255
-        return np.asarray(255 * self.network(x).float().clamp(0, 1)[0, 0].cpu())
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; the rate is set before each step by `on_train_batch_start`."""
-        o = self.recipe.optimiser
-        return torch.optim.AdamW(
-            self.network.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay
-        )
-
-    @property
-    def progress(self) -> float:
-        """Share of the budget that is spent, 0 to 1; by time or by steps, whichever is further."""
-        o = self.recipe.optimiser
-        by_time = self.elapsed / (60 * o.minutes)
-        return min(1.0, max(by_time, self.global_step / o.steps))
-
-    @property
-    def elapsed(self) -> float:
-        """Training time over all runs, seconds."""
-        return self.spent_seconds + time.monotonic() - self._since
-
-    def on_fit_start(self) -> None:
-        """Start the clock."""
-        self._since = time.monotonic()
-
-    def on_train_batch_start(self, _batch: Any, _index: int) -> int | None:
-        """Set the learning rate: linear warm-up over 300 steps, then a cosine to 1 %."""
-        # Each process has a clock of its own; all must stop at the same step.
-        if self.trainer.strategy.reduce_boolean_decision(self.progress >= 1, all=False):
-            self.trainer.should_stop = True
-            return -1
-        warm = min(1.0, (self.global_step + 1) / 300)
-        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress))
-        rate = self.recipe.optimiser.learning_rate * warm * cosine
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
-        self.log("train/rate", rate)
-        self.log("train/minutes", self.elapsed / 60)
-        return None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the time spent and the loss weights."""
-        checkpoint["spent_seconds"] = self.elapsed
-        checkpoint["loss_weights"] = dict(self.weights)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from the time spent and the loss weights."""
-        self.spent_seconds = float(checkpoint["spent_seconds"])
-        self.weights = dict(checkpoint["loss_weights"])
 
 
 def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
