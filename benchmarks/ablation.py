@@ -1,4 +1,7 @@
-"""What each part of the recipe adds: arms trained anew for the same minutes, with seeds.
+"""What each part of the recipe adds: arms from the same weights for the same minutes, with seeds.
+
+All begin with the shipped student and go on by their own recipe, since minutes from new weights
+would compare beginnings.
 
 Judged on simulated scenes of either simulator that no training has seen, by figures that were
 optimised (PSNR) and by those that never are. Goes on where it was stopped. Writes a table with the
@@ -86,7 +89,7 @@ def main() -> None:
     head = header(
         "Ablation",
         {
-            "training": f"{arguments.minutes:g} minutes an arm and seed, one thread, new weights",
+            "training": f"{arguments.minutes:g} minutes an arm and seed, one thread, from quality",
             "seeds": arguments.seeds,
             "scenes": f"{arguments.scenes} of each simulator, seed {VALIDATION_SEED + 400}",
         },
@@ -125,6 +128,7 @@ def _recipe(
         "[network]\nencoder = [0, 1, 2, 4]",
         f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "quality"',
         f"[optimiser]\nminutes = {arguments.minutes}\nema_decay = 0.995\ncrop = 128",
+        'learning_rate = 1e-3\nstart_from = "quality"',
     ]
     for section, values in sections.items():
         lines.append(f"[{section}]")

@@ -97,7 +97,7 @@ class Student(nn.Module):
                 if isinstance(module, nn.ConvTranspose2d):
                     module.weight.mul_(0.5)
         for module in self.modules():
-            if isinstance(module, ReparameterisedConv):
+            if isinstance(module, ReparameterisedConv | GatedConv):
                 module.reset()
         self.tail.weight.mul_(0.1)
 
@@ -151,6 +151,15 @@ class GatedConv(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.both = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Draw new weights, small enough that products of many blocks do not run away."""
+        nn.init.kaiming_normal_(self.both.weight, nonlinearity="relu")
+        self.both.weight.mul_(0.3)
+        if self.both.bias is not None:
+            nn.init.zeros_(self.both.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, width, rows, columns) to the same shape."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.dncnn import DnCNN
-from model.student import Architecture, Student, multiply_accumulates, parameters
+from model.student import BLOCKS, Architecture, Student, multiply_accumulates, parameters
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,19 @@ def test_architecture_survives_its_manifest():
         Architecture.from_dict({"depth": [3]})
     with pytest.raises(ValueError, match="encoder"):
         Architecture((8, 16), (1,), (1,))
+
+
+@pytest.mark.parametrize("block", sorted(BLOCKS))
+def test_every_kind_of_block_starts_near_doing_nothing(block):
+    torch.manual_seed(1)
+    network = Student(Architecture(block=block))
+    x = torch.rand(1, 1, 64, 64)
+    assert float((network(x) - x).detach().abs().mean()) < 0.5
+
+
+@pytest.mark.parametrize(("unshuffle", "stride"), [(2, 16), (4, 32)])
+def test_sides_of_any_length_come_back_whatever_the_unshuffle(unshuffle, stride):
+    architecture = Architecture(unshuffle=unshuffle)
+    assert architecture.stride == stride
+    assert Architecture.from_dict(architecture.to_dict()) == architecture
+    assert Student(architecture)(torch.rand(1, 1, 37, 50)).shape == (1, 1, 37, 50)
