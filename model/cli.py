@@ -89,7 +89,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="LABEL",
-            help="Run that gets a second row: the mean over eight flips and turns (8 times slow).",
+            help="Run that gets a second row: the mean over mirrored images (4 times slow).",
         ),
     ] = None,
     method: Annotated[

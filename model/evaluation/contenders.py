@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from model import bundle as bundles
 from model.baselines import BASELINES, Baseline, Grey, Method, tune
 from model.data import VALIDATION_SEED, Scene
-from model.evaluation.ensemble import Forward, eightfold
+from model.distill import MIRRORINGS, self_ensemble
 from model.evaluation.scenes import SIMULATORS, SPECKLE
 
 TUNING_SEED = VALIDATION_SEED + 100
@@ -97,7 +97,8 @@ def trained_runs(
     strength : float
         Share of the removed part that is taken away, 0 to 1.
     self_ensembles : collection of str
-        Labels that get a second row, see `model.evaluation.ensemble`. That row has no network.
+        Labels that get a second row: the mean over mirrored images, see `model.distill`. That row
+        has no network.
 
     Raises
     ------
@@ -119,7 +120,8 @@ def trained_runs(
             Contender(label, _despeckle(network, strength), settings, "this project", network)
         )
         if label in self_ensembles:
-            name, method = f"{label} x8", _despeckle(network, strength, eightfold)
+            name = f"{label} x{len(MIRRORINGS)}"
+            method = _despeckle(network, strength, partial(self_ensemble, network))
             found.append(Contender(name, method, f"{settings}, self-ensemble", "this project"))
     return found
 
@@ -135,10 +137,10 @@ def _label_and_folder(run: str) -> tuple[str, Path]:
 
 
 def _despeckle(
-    network: nn.Module, strength: float, wrapped: Callable[[Forward], Forward] = lambda f: f
+    network: nn.Module, strength: float, ensemble: Callable[[Tensor], Tensor] | None = None
 ) -> Method:
     """A network as a function of a grey image, on the device where its weights are."""
-    forward = wrapped(network)
+    forward = ensemble or network
     weights = next(network.parameters(), None)
     device = torch.device("cpu") if weights is None else weights.device
 

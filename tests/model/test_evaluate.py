@@ -209,9 +209,9 @@ def test_a_run_competes_under_its_label(run_folder):
     assert "strength 0" in none.settings
 
 
-def test_self_ensemble_is_a_row_of_its_own_and_turns_every_view_back(run_folder):
+def test_self_ensemble_is_a_row_of_its_own_and_mirrors_every_view_back(run_folder):
     single, ensemble = trained_runs([f"teacher={run_folder}"], self_ensembles=["teacher"])
-    assert (single.name, ensemble.name) == ("teacher", "teacher x8")
+    assert (single.name, ensemble.name) == ("teacher", "teacher x4")
     image = np.full((12, 12), 200, np.uint8)
     image[:3, :4] = 100
     # The factors of a pixel over all views have the mean 0.8 only if each is turned back.
@@ -570,7 +570,7 @@ def test_run_goes_from_settings_to_documents(tmp_path, few_scenes):
 def test_self_ensemble_is_not_timed(tmp_path, run_folder):
     settings = Settings(tmp_path, runs=[f"a={run_folder}"], self_ensembles=["a"])
     assert [c.name for c in evaluation._networks("cost", settings)] == ["a"]
-    assert [c.name for c in evaluation._networks("physics", settings)] == ["a", "a x8"]
+    assert [c.name for c in evaluation._networks("physics", settings)] == ["a", "a x4"]
 
 
 def test_command_takes_runs_in_place_of_the_default_bundle(tmp_path, few_scenes, run_folder):
