@@ -138,10 +138,12 @@ def check_kind(dataset: FileDataset) -> None:
             setattr(dataset, keyword, dataset.file_meta[meta].value)
     sop_class = str(dataset.get("SOPClassUID", ""))
     if sop_class not in CURRENT_CLASS:
+        # A damaged length may have drawn the patient's name into the value: only a UID is told.
+        named = sop_class if is_valid_uid(sop_class) else "damaged" if sop_class else "absent"
         raise Refused(
             "not-ultrasound",
-            f"(0008,0016) SOP Class UID {sop_class or 'absent'} is not US Image or US Multi-frame "
-            "Image; route only these here",
+            f"(0008,0016) SOP Class UID {named} is not US Image or US Multi-frame Image; route "
+            "only these here",
         )
     if is_own_output(_equipment(dataset)):
         raise Refused(

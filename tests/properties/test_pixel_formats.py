@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread, uid
 from pydicom.pixels.utils import pixel_array
@@ -113,6 +113,7 @@ CODED_WHOLE = as_bytes(
     edits=st.lists(st.tuples(st.integers(132, 2200), st.integers(0, 255)), min_size=1, max_size=6),
     length=st.one_of(st.none(), st.integers(0, len(WHOLE))),
 )
+@example(whole=WHOLE, edits=[(384, 0)], length=None)  # draws the name into the SOP Class UID
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_damaged_file_is_processed_or_reported_and_never_surprises(
     whole: bytes, edits: list[tuple[int, int]], length: int | None
