@@ -159,9 +159,14 @@ def evaluate(
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a training run.")],
+    *,
     name: Annotated[str, typer.Option(help="Of the bundle.")],
     version: Annotated[str, typer.Option(help="Of the release, such as 1.0.0.")],
     output: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("bundles"),
+    retain: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of what is removed at lesions' size that stays."),
+    ] = 0.0,
     attribution: Annotated[
         list[str] | None, typer.Option(help="Source of real images used; may be repeated.")
     ] = None,
@@ -172,7 +177,12 @@ def export(
 
     try:
         bundle = write_bundle(
-            checkpoint, output, name=name, version=version, attribution=attribution
+            checkpoint,
+            output,
+            name=name,
+            version=version,
+            retain=retain,
+            attribution=attribution,
         )
     except BundleError as error:
         raise _unusable(str(error)) from error

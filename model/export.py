@@ -22,7 +22,13 @@ SELF_TEST_SCENE = 7
 
 
 def export(
-    checkpoint: Path, output: Path, *, name: str, version: str, attribution: list[str] | None = None
+    checkpoint: Path,
+    output: Path,
+    *,
+    name: str,
+    version: str,
+    retain: float = 0.0,
+    attribution: list[str] | None = None,
 ) -> bundles.Bundle:
     """Write a bundle and load it again.
 
@@ -34,6 +40,8 @@ def export(
         Folder of bundles; this one goes into ``output/<name>``.
     name, version : str
         Of the release. Each call makes a new Device UID.
+    retain : float, 0..1
+        Share of what is removed at the size of lesions that stays; `model.student.coarse_part`.
     attribution : list of str, optional
         Sources of real images that the training used, as their licences ask.
     """
@@ -46,10 +54,10 @@ def export(
             f"{checkpoint}: the run trained a {run.kind}; only a student makes a bundle"
         )
     student = merge(run.network).eval()
-    architecture = student.architecture
+    architecture = replace(student.architecture, retain=retain)
     if architecture.block == "reparameterised":
         architecture = replace(architecture, block="plain")
-        student.architecture = architecture
+    student.architecture = architecture
 
     folder = output / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.dncnn import DnCNN
-from model.student import BLOCKS, Architecture, Student, multiply_accumulates, parameters
+from model.student import (
+    BLOCKS,
+    Architecture,
+    Student,
+    coarse_part,
+    multiply_accumulates,
+    parameters,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +76,22 @@ def test_sides_of_any_length_come_back_whatever_the_unshuffle(unshuffle, stride)
     assert architecture.stride == stride
     assert Architecture.from_dict(architecture.to_dict()) == architecture
     assert Student(architecture)(torch.rand(1, 1, 37, 50)).shape == (1, 1, 37, 50)
+
+
+def test_what_is_retained_is_coarse_and_a_share_of_what_would_be_removed():
+    torch.manual_seed(2)
+    without, retaining = Student(), Student(Architecture(retain=0.5))
+    retaining.load_state_dict(without.state_dict())
+    x = torch.rand(1, 1, 64, 96)
+    removed = without.residual(x)
+    back = removed - retaining.residual(x)
+    assert torch.allclose(back, 0.5 * coarse_part(removed), atol=1e-6)
+
+
+def test_the_coarse_part_keeps_a_lesion_and_drops_speckle():
+    lesion = torch.zeros(1, 1, 96, 96)
+    lesion[..., 32:64, 32:64] = 1
+    assert float(coarse_part(lesion)[0, 0, 48, 48]) == pytest.approx(1)
+    assert float(coarse_part(torch.full((1, 1, 32, 32), 0.3)).std()) < 1e-6
+    speckle = (-1.0) ** torch.arange(96).reshape(1, 1, 1, 96).expand(1, 1, 96, 96)
+    assert float(coarse_part(speckle)[..., 8:-8, 8:-8].abs().max()) < 1e-6
