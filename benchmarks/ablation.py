@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from model import runs
 from model.array_simulation import array_scenes
@@ -25,6 +24,7 @@ from model.data import VALIDATION_SEED, Scene, validation_set
 from model.evaluation.physics import measure
 from model.evaluation.tables import Table, header, write
 from model.metrics import COLUMNS
+from model.student import despeckled
 from model.train import train
 
 PLAIN_LOSS = {"charbonnier": 1.0}
@@ -104,12 +104,7 @@ def main() -> None:
 
 def _judge(folder: Path, scenes: list[Scene]) -> dict[str, float]:
     network = runs.load(folder).network
-    found = []
-    for scene in scenes:
-        with torch.inference_mode():
-            x = torch.from_numpy(np.array(scene.noisy))[None, None].float() / 255
-            image = np.asarray(255 * network(x)[0, 0].clamp(0, 1))
-        found.append(measure(image, scene))
+    found = [measure(despeckled(network, scene.noisy), scene) for scene in scenes]
     return {key: float(np.nanmean([one.get(key, np.nan) for one in found])) for key in FIGURES}
 
 

@@ -22,7 +22,7 @@ from model.evaluation import figures
 from model.evaluation.tables import Table, header, write
 from model.metrics import psnr
 from model.reparameterise import merge
-from model.student import multiply_accumulates, parameters
+from model.student import despeckled, multiply_accumulates, parameters
 from model.train import train
 
 CANDIDATES = {
@@ -132,9 +132,7 @@ def main() -> None:
 
 def _gain(network: torch.nn.Module, scene: object) -> float:
     target = np.clip(scene.target, 0, 255)
-    with torch.inference_mode():
-        x = torch.from_numpy(np.array(scene.noisy))[None, None].float() / 255
-        image = 255 * network(x)[0, 0].clamp(0, 1).numpy()
+    image = despeckled(network, scene.noisy)
     before, after = (psnr(each, target, data_range=255) for each in (scene.noisy, image))
     return after - before
 

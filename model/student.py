@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
@@ -199,6 +201,31 @@ BLOCKS: dict[str, Callable[[int], list[nn.Module]]] = {
 def _stack(width: int, count: int, block: str) -> nn.Sequential:
     """`count` blocks of one kind."""
     return nn.Sequential(*(layer for _ in range(count) for layer in BLOCKS[block](width)))
+
+
+@torch.inference_mode()
+def despeckled(
+    network: Callable[[Tensor], Tensor],
+    image: NDArray[np.uint8],
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float32]:
+    """Run a network of any kind over one grey image.
+
+    Parameters
+    ----------
+    network : callable
+        (batch, 1, rows, columns), 0..1, to the same.
+    image : ndarray, (rows, columns), uint8
+    device : torch.device or str
+        Where the network is.
+
+    Returns
+    -------
+    ndarray, (rows, columns), float32
+        Grey levels, 0..255, not rounded.
+    """
+    x = torch.from_numpy(np.array(image))[None, None].to(device).float() / 255
+    return np.asarray(255 * network(x).float().clamp(0, 1)[0, 0].cpu())
 
 
 def parameters(network: nn.Module) -> int:

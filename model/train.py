@@ -27,7 +27,7 @@ from model.pool import Pool
 from model.prepare import Material
 from model.recipe import Recipe, RecipeError
 from model.significance import put_back
-from model.student import Student, parameters
+from model.student import Student, despeckled, parameters
 from model.training import Training
 
 _REPORTED_IMAGES = 4
@@ -221,9 +221,8 @@ def _targets(
     if teacher is not None:
 
         def despeckle(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-            x = torch.from_numpy(image)[None, None].float() / 255
-            y = distill.self_ensemble(teacher, x, recipe.distillation.folds)
-            said = np.asarray(255 * y.clamp(0, 1)[0, 0])
+            folds = recipe.distillation.folds
+            said = despeckled(lambda x: distill.self_ensemble(teacher, x, folds), image)
             return put_back(image, said) if recipe.distillation.significant else said
 
         targets = guidance.measure(despeckle, scenes)
@@ -239,10 +238,8 @@ def _targets(
 def _report(folder: Path, scenes: Sequence[Scene], given: Material) -> None:
     network = runs.load(folder).network
 
-    @torch.inference_mode()
     def despeckle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        y = network(torch.from_numpy(np.array(image))[None, None].float() / 255)
-        return np.asarray((255 * y.clamp(0, 1)[0, 0]).round().to(torch.uint8))
+        return despeckled(network, image).round().astype(np.uint8)
 
     step = max(1, len(given.validation) // _REPORTED_IMAGES)
     shown = given.validation[::step][:_REPORTED_IMAGES]
