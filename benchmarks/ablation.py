@@ -1,13 +1,10 @@
-"""What each part of the recipe adds: arms from the same weights for the same minutes, with seeds.
-
-All begin with the shipped student and go on by their own recipe, since minutes from new weights
-would compare beginnings.
+"""What each part of the recipe adds: arms from new weights for the same steps, with seeds.
 
 Judged on simulated scenes of either simulator that no training has seen, by figures that were
 optimised (PSNR) and by those that never are. Goes on where it was stopped. Writes a table with the
 mean and, after the sign, half the range over seeds.
 
-    python benchmarks/ablation.py --teacher runs/teacher --minutes 2.5 --seeds 2
+    python benchmarks/ablation.py --teacher runs/teacher --steps 4000 --seeds 2
 """
 
 from __future__ import annotations
@@ -40,13 +37,14 @@ ARMS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     "plain student": {"loss": PLAIN_LOSS},
     "+ distillation": {"loss": PLAIN_LOSS, "distillation": TEACHER},
     "+ metric terms": {"loss": METRIC_LOSS, "distillation": TEACHER},
-    "+ controller": {"loss": METRIC_LOSS, "distillation": TEACHER, "guidance": {"every": 200}},
+    "+ controller": {"loss": METRIC_LOSS, "distillation": TEACHER, "guidance": {"every": 400}},
     "+ real images": {
         "loss": METRIC_LOSS,
         "distillation": TEACHER | {"real_share": 0.2},
-        "guidance": {"every": 200},
+        "guidance": {"every": 400},
     },
 }
+BATCH, CROP = 8, 96
 FIGURES = (
     "psnr",
     "gmsd",
@@ -75,21 +73,23 @@ def main() -> None:
             recipe = arguments.output / f"{name}.toml"
             recipe.write_text(_recipe(name, seed, sections, arguments))
             folders.append(train(recipe, arguments.runs).parent)
-        steps = [int(runs.load(folder).checkpoint["global_step"]) for folder in folders]
         for simulator, scenes in simulators.items():
             found = [_judge(folder, scenes) for folder in folders]
-            row: dict[str, object] = {"arm": arm, "steps": f"{np.mean(steps):.0f}"}
+            row: dict[str, object] = {"arm": arm}
             for key in FIGURES:
                 values = [figures[key] for figures in found]
                 digits = COLUMNS[key].digits
                 spread = (max(values) - min(values)) / 2
                 row[COLUMNS[key].label] = f"{np.mean(values):.{digits}f} ±{spread:.{digits}f}"
             rows[simulator].append(row)
-    columns = ("arm", "steps", *(COLUMNS[key].label for key in FIGURES))
+    columns = ("arm", *(COLUMNS[key].label for key in FIGURES))
     head = header(
         "Ablation",
         {
-            "training": f"{arguments.minutes:g} minutes an arm and seed, one thread, from quality",
+            "training": (
+                f"{arguments.steps} steps an arm and seed, from new weights, "
+                f"batches of {BATCH} patches of {CROP} px"
+            ),
             "seeds": arguments.seeds,
             "scenes": f"{arguments.scenes} of each simulator, seed {VALIDATION_SEED + 400}",
         },
@@ -119,11 +119,11 @@ def _recipe(
         f"seed = {seed}",
         "threads = 1",
         "validation_scenes = 8",
-        "validation_steps = 400",
+        "validation_steps = 1000",
         "[network]\nencoder = [0, 1, 2, 4]",
         f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "quality"',
-        f"[optimiser]\nminutes = {arguments.minutes}\nema_decay = 0.995\ncrop = 128",
-        'learning_rate = 1e-3\nstart_from = "quality"',
+        f"[optimiser]\nminutes = 1000\nsteps = {arguments.steps}\nema_decay = 0.995",
+        f"batch = {BATCH}\ncrop = {CROP}\nlearning_rate = 2e-3",
     ]
     for section, values in sections.items():
         lines.append(f"[{section}]")
@@ -136,7 +136,7 @@ def _recipe(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", type=Path, default=Path("runs/teacher"))
-    parser.add_argument("--minutes", type=float, default=2.5)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--images", default="../shared/data/train")

@@ -1,9 +1,9 @@
 """Which shape the student should have: decibels on scenes never trained on against milliseconds.
 
-Every candidate trains for the same minutes on the same scenes with the same loss, from new weights;
+Every candidate trains for the same steps on the same scenes with the same loss, from new weights;
 then all take turns on one frame. Goes on where it was stopped. Writes a table and a plot.
 
-    python benchmarks/student_pareto.py --minutes 2.5 --output out/pareto
+    python benchmarks/student_pareto.py --steps 4000 --output out/pareto
 """
 
 from __future__ import annotations
@@ -52,16 +52,17 @@ CANDIDATES = {
 RECIPE = """name = "pareto-{number}"
 threads = {threads}
 validation_scenes = 4
-validation_steps = 1000
+validation_steps = 2000
 
 [data]
 images = "{images}"
 smoothed_by = "quality"
 
 [optimiser]
-minutes = {minutes}
-batch = 16
-crop = 128
+minutes = 1000
+steps = {steps}
+batch = 8
+crop = 96
 learning_rate = 2e-3
 ema_decay = 0.995
 
@@ -86,7 +87,7 @@ def main() -> None:
                 number=number,
                 threads=arguments.threads,
                 images=arguments.images,
-                minutes=arguments.minutes,
+                steps=arguments.steps,
                 network=network,
             )
         )
@@ -118,9 +119,14 @@ def main() -> None:
     head = header(
         "Shapes of the student",
         {
-            "training": f"{arguments.minutes:g} minutes each on {arguments.threads} thread(s)",
+            "training": (
+                f"{arguments.steps} steps each, from new weights, batches of 8 patches of 96 px"
+            ),
             "scenes": f"{SCENES} of 256x256, seed {VALIDATION_SEED + 300}",
-            "timing": f"float32, the faster layout, median of {ROUNDS} interleaved rounds",
+            "timing": (
+                f"{arguments.threads} thread(s), float32, the faster layout, "
+                f"median of {ROUNDS} interleaved rounds"
+            ),
         },
     )
     columns = ("candidate", "parameters", "kMAC a pixel", "ms at 1024x768", "gain")
@@ -139,7 +145,7 @@ def _gain(network: torch.nn.Module, scene: object) -> float:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=2.5)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", default="../shared/data/train")
     parser.add_argument("--runs", type=Path, default=Path("runs"))

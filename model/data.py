@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from model import multiplicative, phantoms, speckle
+from model import drawing, multiplicative, phantoms, speckle
 from model.phantoms import Lesion
 
 VALIDATION_SEED = 900_001
@@ -118,7 +117,7 @@ class Simulation:
     faint_share : float
         Part of the scenes that are nearly even tissue with faint lesions.
     overlay_share : float
-        Part of the scenes with burned-in text and callipers, which are to be kept.
+        Part of the scenes with burned-in text, callipers and lines, which are to be kept.
     side : int
         Side of a scene, pixels.
     """
@@ -126,7 +125,7 @@ class Simulation:
     anatomy: Sequence[NDArray[np.uint8]] = ()
     anatomy_share: float = 0.3
     faint_share: float = 0.3
-    overlay_share: float = 0.12
+    overlay_share: float = 0.3
     side: int = 256
 
     def draw(self, rng: np.random.Generator) -> Pair:
@@ -160,33 +159,14 @@ def _at_least(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 def _overlay(
     rng: np.random.Generator, noisy: NDArray[np.uint8], target: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Draw the same text, crosses and dotted lines on both, as a scanner burns them in."""
-    rows, columns = noisy.shape
-    drawing = Image.new("L", (columns, rows), 0)
-    pen = ImageDraw.Draw(drawing)
-    for _ in range(int(rng.integers(1, 7))):
-        x, y = int(rng.integers(0, columns)), int(rng.integers(0, rows))
-        kind = rng.random()
-        if kind < 0.5:
-            text = "".join(rng.choice(list("ABCDEFGHKLMRSTVX0123456789.- "), 8))
-            pen.text((x, y), text, fill=255)
-        elif kind < 0.75:
-            size = int(rng.integers(3, 8))
-            pen.line((x - size, y, x + size, y), fill=255)
-            pen.line((x, y - size, x, y + size), fill=255)
-        else:
-            step = int(rng.integers(3, 9))
-            for k in range(0, 40 * step, step):
-                pen.point((x + k, y), fill=255)
-    ink = np.asarray(drawing, dtype=np.float32) / 255
-    level = float(rng.uniform(150, 255))
-    if rng.random() < 0.3:
-        ink = np.asarray(np.clip(ndimage.gaussian_filter(ink, 0.6) * 1.6, 0, 1))
-    painted = noisy * (1 - ink) + level * ink
-    return (
-        np.asarray(painted.round(), dtype=np.uint8),
-        np.asarray(target * (1 - ink) + level * ink, dtype=np.float32),
-    )
+    """Draw the same text, callipers, lines and frames on both, as a scanner burns them in."""
+    speckled, expected = noisy.astype(np.float32), target
+    for _ in range(int(rng.integers(1, 4))):
+        ink = drawing.ink(rng, (noisy.shape[0], noisy.shape[1]))
+        level = np.float32(rng.uniform(110, 255) if rng.random() < 0.6 else rng.uniform(225, 255))
+        speckled = speckled + (level - speckled) * ink
+        expected = expected + (level - expected) * ink
+    return np.asarray(speckled.round(), dtype=np.uint8), expected
 
 
 def validation_set(count: int, seed: int = VALIDATION_SEED, side: int = 256) -> list[Scene]:

@@ -34,19 +34,6 @@ def gradient(output: Tensor, target: Tensor, _noisy: Tensor, epsilon: float = 0.
     return _robust(error.diff(dim=-1), epsilon) + _robust(error.diff(dim=-2), epsilon)
 
 
-def retention(output: Tensor, _target: Tensor, noisy: Tensor, epsilon: float = 0.05) -> Tensor:
-    """Nothing large is removed: input and output agree once both are blurred by 5 pixels.
-
-    Where a faint lesion cannot be told from speckle, the best guess of the target is nearly flat.
-    This term asks for what the input shows at the size of lesions instead. With the weight of
-    `charbonnier`, at least half the contrast stays that the input shows at that size.
-    """
-    removed = F.avg_pool2d(noisy - output, 4)
-    for _ in range(2):
-        removed = F.avg_pool2d(removed, 3, stride=1)
-    return _robust(removed, epsilon)
-
-
 def ms_ssim(output: Tensor, target: Tensor, _noisy: Tensor, window: int = 7) -> Tensor:
     """One minus multi-scale structural similarity, four scales, uniform windows.
 
@@ -78,14 +65,13 @@ def _similarity(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def contrast(
-    output: Tensor, target: Tensor, _noisy: Tensor, faint: float = 0.02, emphasis: float = 10.0
+    output: Tensor, target: Tensor, _noisy: Tensor, faint: float = 0.02, emphasis: float = 30.0
 ) -> Tensor:
     """Contrast at the size of lesions is the target's, faint ones above all.
 
     Four bands of a pyramid (structures of about 4 to 32 pixels). Where the target has
     something, an error weighs more than where it has nothing: the best guess at what can hardly be
-    told from speckle shrinks with how rare it is, and this makes it less rare. Unlike `retention`
-    it asks for what is there, not for what the speckle shows.
+    told from speckle shrinks with how rare it is, and this makes it less rare.
 
     Parameters
     ----------
@@ -119,6 +105,5 @@ TERMS: dict[str, Term] = {
     "gradient": gradient,
     "ms_ssim": ms_ssim,
     "contrast": contrast,
-    "retention": retention,
 }
 """The terms that a recipe may weigh."""

@@ -22,7 +22,7 @@ from model.data import NoisyImages, Simulation
 from model.recipe import DataSection, RecipeError
 from model.split import Split, split
 
-CONTENT_VERSION = 2
+CONTENT_VERSION = 3
 """Goes up whenever the same settings would draw other scenes."""
 
 Grey = NDArray[np.uint8]

@@ -78,8 +78,8 @@ class DataSection(_Section):
     """Share of scenes that take their map from a real image."""
     faint_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of scenes that are nearly even tissue with faint lesions."""
-    overlay_share: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Share of scenes with burned-in text and callipers, to be kept."""
+    overlay_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of scenes with burned-in text, callipers and lines, to be kept."""
     side: Annotated[int, Field(ge=64, multiple_of=8)] = 256
     """Side of a scene, pixels."""
     scenes: Annotated[int, Field(ge=1)] = 4000

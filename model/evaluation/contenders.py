@@ -19,6 +19,7 @@ from model.baselines import BASELINES, Baseline, Grey, Method, tune
 from model.data import VALIDATION_SEED, Scene
 from model.distill import MIRRORINGS, self_ensemble
 from model.evaluation.scenes import SIMULATORS, SPECKLE
+from model.student import despeckled
 
 TUNING_SEED = VALIDATION_SEED + 100
 """Scenes the classical methods are tuned on; no table is made on them."""
@@ -144,13 +145,10 @@ def _despeckle(
     weights = next(network.parameters(), None)
     device = torch.device("cpu") if weights is None else weights.device
 
-    @torch.inference_mode()
-    def method(image: NDArray[np.uint8]) -> Grey:
-        x = torch.from_numpy(np.array(image))[None, None].to(device).float() / 255
-        y = x + strength * (forward(x) - x)
-        return np.asarray((255 * y[0, 0]).clamp(0, 255).float().cpu().numpy())
+    def partly(x: Tensor) -> Tensor:
+        return x + strength * (forward(x) - x)
 
-    return method
+    return lambda image: despeckled(partly, image, device)
 
 
 def chosen_baselines(names: Sequence[str]) -> list[Baseline]:

@@ -7,7 +7,7 @@ from model import data, guidance
 from model.losses import TERMS
 from model.recipe import GuidanceSection
 
-BASE = {"charbonnier": 1.0, "ms_ssim": 0.1, "gradient": 0.25, "contrast": 0.5, "retention": 0.2}
+BASE = {"charbonnier": 1.0, "ms_ssim": 0.1, "gradient": 0.25, "contrast": 0.5, "log_mse": 0.2}
 SECTION = GuidanceSection(every=100, temperature=1.0, inertia=0.0, reach=4.0)
 
 
@@ -20,7 +20,7 @@ def test_the_term_of_the_largest_shortfall_gains_and_the_others_lose():
     new = guidance.adjusted(BASE, BASE, short, SECTION)
     assert new["gradient"] > BASE["gradient"]
     assert new["charbonnier"] < BASE["charbonnier"]
-    assert new["retention"] == BASE["retention"]
+    assert new["log_mse"] == BASE["log_mse"]
 
 
 def test_equal_shortfalls_change_nothing():
