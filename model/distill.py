@@ -8,7 +8,7 @@ affinity compares which places look alike to the two networks, whatever their ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool
+from model.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool, load
 from model.significance import BANDS, put_back
 from model.student import Student
 
@@ -110,24 +110,28 @@ def real_pool(images: Sequence[NDArray[np.uint8]], folder: Path, side: int) -> P
     Parameters
     ----------
     images : sequence of ndarray, (rows, columns), uint8
-        Cut into overlapping squares; mirrored at the borders where they are smaller.
+        Cut into overlapping squares.
     folder : Path
-        Where a teacher's answers are kept.
+        Where the patches and a teacher's answers are kept; one for each set of images and side.
     side : int
         Pixels.
     """
-    patches = []
-    for image in images:
-        lacking = [(0, max(0, side - length)) for length in image.shape]
-        padded = np.pad(image, lacking, mode="symmetric")
-        patches += [
-            padded[top : top + side, left : left + side]
-            for top in _starts(padded.shape[0], side)
-            for left in _starts(padded.shape[1], side)
-        ]
-    noisy = np.stack(patches)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Pool(folder, noisy, noisy.astype(np.uint16) * np.uint16(STEPS_PER_GREY))
+    if not (folder / "target.npy").exists():
+        noisy = np.stack([patch for image in images for patch in _squares(image, side)])
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "noisy.npy", noisy)
+        np.save(folder / "target.part.npy", noisy.astype(np.uint16) * np.uint16(STEPS_PER_GREY))
+        (folder / "target.part.npy").replace(folder / "target.npy")
+    return load(folder)
+
+
+def _squares(image: NDArray[np.uint8], side: int) -> Iterator[NDArray[np.uint8]]:
+    """Overlapping squares that cover an image, mirrored at the borders where it is smaller."""
+    lacking = [(0, max(0, side - length)) for length in image.shape]
+    padded = np.pad(image, lacking, mode="symmetric")
+    for top in _starts(padded.shape[0], side):
+        for left in _starts(padded.shape[1], side):
+            yield padded[top : top + side, left : left + side]
 
 
 def affinity_loss(student: Tensor, teacher: Tensor) -> Tensor:
