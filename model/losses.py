@@ -65,34 +65,38 @@ def _similarity(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def contrast(
-    output: Tensor, target: Tensor, _noisy: Tensor, faint: float = 0.02, emphasis: float = 30.0
+    output: Tensor, target: Tensor, _noisy: Tensor, faint: float = 0.05, emphasis: float = 40.0
 ) -> Tensor:
-    """Contrast at the size of lesions is the target's, faint ones above all.
+    """Grey level over 4 pixels is the target's, above all where the target is faintly unusual.
 
-    Four bands of a pyramid (structures of about 4 to 32 pixels). Where the target has
-    something, an error weighs more than where it has nothing: the best guess at what can hardly be
-    told from speckle shrinks with how rare it is, and this makes it less rare.
+    The best guess at a lesion that can hardly be told from speckle shrinks with how rare lesions
+    are at such a place. Where the target stands out of the median of its surroundings an error
+    weighs more, which makes lesions less rare; where it does not, it does not, or the odds of one
+    against the other stayed as they were.
 
     Parameters
     ----------
     output, target : Tensor, (batch, 1, rows, columns), 0..1
+        Sides are multiples of 8.
     faint : float
-        Contrast within a band that weighs most; 0.02 is 1.2 dB of a display of 60 dB. Ten times
-        that weighs hardly more than nothing: what is plain to see needs no help.
+        Departure from the surroundings that weighs most; 0.05 is 3 dB of a display of 60 dB.
+        Five times that weighs little more than nothing: what is plain to see needs no help.
     emphasis : float
         What it weighs more.
     """
-    total = torch.zeros((), device=output.device)
-    fine_o, fine_t = F.avg_pool2d(output, 4), F.avg_pool2d(target, 4)
-    for _ in range(4):
-        coarse_o, coarse_t = F.avg_pool2d(fine_o, 2), F.avg_pool2d(fine_t, 2)
-        band_t = fine_t - F.interpolate(coarse_t, scale_factor=2.0)
-        band_o = fine_o - F.interpolate(coarse_o, scale_factor=2.0)
-        share = band_t.abs() / faint
-        weight = 1 + emphasis * share * torch.exp(1 - share)
-        total = total + (weight * (band_o - band_t) ** 2).mean()
-        fine_o, fine_t = coarse_o, coarse_t
-    return 2 * total
+    local = F.avg_pool2d(target, 4)
+    usual = F.interpolate(_surroundings(F.avg_pool2d(local, 2)), scale_factor=2.0, mode="bilinear")
+    share = (local - usual).abs() / faint
+    weight = 1 + emphasis * share * torch.exp(1 - share)
+    return 2 * (weight * F.avg_pool2d(output - target, 4) ** 2).mean()
+
+
+def _surroundings(level: Tensor, reach: int = 9) -> Tensor:
+    """Median over `reach` by `reach` cells, borders repeated; same shape."""
+    padded = F.pad(level, (reach // 2,) * 4, mode="replicate")
+    rows, columns = level.shape[-2:]
+    near = F.unfold(padded, reach).median(dim=1).values
+    return near.reshape(-1, 1, rows, columns)
 
 
 def _robust(error: Tensor, epsilon: float) -> Tensor:

@@ -48,6 +48,21 @@ def test_losing_a_faint_lesion_costs_more_contrast_than_inventing_one():
     assert float(contrast(flat, disc, disc)) > 2 * float(contrast(disc, flat, disc)) > 0
 
 
+def test_an_invention_beside_a_faint_lesion_costs_as_little_as_one_far_from_it():
+    lesion = torch.full((1, 1, 128, 128), 0.4)
+    lesion[..., 24:40, 24:40] += 0.05
+    inside, beside, far = lesion.clone(), lesion.clone(), lesion.clone()
+    inside[..., 28:36, 28:36] -= 0.05
+    beside[..., 28:36, 48:56] += 0.05
+    far[..., 96:104, 96:104] += 0.05
+    cost = {
+        name: float(TERMS["contrast"](image, lesion, lesion))
+        for name, image in {"inside": inside, "beside": beside, "far": far}.items()
+    }
+    assert cost["beside"] == pytest.approx(cost["far"], rel=0.01)
+    assert cost["inside"] > 10 * cost["far"]
+
+
 def test_structural_similarity_counts_structure_and_not_level(images):
     target, noisy = images
     ms_ssim = TERMS["ms_ssim"]
