@@ -34,9 +34,11 @@ CANDIDATES = {
     "12-24-40-56, gated": (
         'widths = [12, 24, 40, 56]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]\nblock = "gated"'
     ),
-    "same, deeper": "widths = [16, 32, 48, 64]\nencoder = [1, 1, 2, 2]\ndecoder = [1, 1, 1]",
     "same, deeper below": (
         "widths = [16, 32, 48, 64]\nencoder = [0, 1, 2, 4]\ndecoder = [1, 1, 1]"
+    ),
+    "same, deeper below and on top": (
+        "widths = [16, 32, 48, 64]\nencoder = [0, 1, 2, 4]\ndecoder = [2, 1, 1]"
     ),
     "24-32-48-80": "widths = [24, 32, 48, 80]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
     "12-24-32-48": "widths = [12, 24, 32, 48]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",

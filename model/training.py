@@ -144,6 +144,7 @@ class Training(pl.LightningModule):
         checkpoint["loss_weights"] = dict(self.weights)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from the time spent and the loss weights."""
+        """Go on from the time spent and, where a controller moves them, from the loss weights."""
         self.spent_seconds = float(checkpoint["spent_seconds"])
-        self.weights = dict(checkpoint["loss_weights"])
+        if self.recipe.guidance.every:
+            self.weights = dict(checkpoint["loss_weights"])
