@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from model.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool, load
-from model.significance import BANDS, put_back
 from model.student import Student
 
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -46,7 +45,6 @@ def teach(
     *,
     folds: int = len(MIRRORINGS),
     features: bool = False,
-    significant: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Pool:
     """Have the teacher look at every scene of a pool, or go on where it was stopped.
@@ -62,8 +60,6 @@ def teach(
         Mirrored inputs that are averaged.
     features : bool
         Keep projected features as well.
-    significant : bool
-        Put back what the teacher removed significantly; see `model.significance`.
     advance : callable
         Called with the number of scenes done.
 
@@ -72,7 +68,7 @@ def teach(
     Pool
         With `taught`, and `features` where they were asked for.
     """
-    settings = f"{identity} {folds} {BANDS if significant else ()}"
+    settings = f"{identity} {folds}"
     mark = hashlib.sha256(settings.encode()).hexdigest()[:12]
     taught, new = _array(pool.folder / f"taught-{mark}.npy", pool.noisy.shape, np.uint16)
     cells = pool.noisy.shape[1] // FEATURE_STRIDE
@@ -93,9 +89,8 @@ def teach(
         answers = x - removed
         for axes in MIRRORINGS[1:folds]:
             answers += teacher(x.flip(axes)).flip(axes)
-        for index, answer in enumerate((255 / folds * answers)[:, 0].cpu().numpy(), first):
-            said = put_back(pool.noisy[index], answer) if significant else answer
-            taught[index] = (np.clip(said, 0, 255) * STEPS_PER_GREY).round()
+        said = (255 / folds * answers)[:, 0].clamp(0, 255).cpu().numpy()
+        taught[part] = (said * STEPS_PER_GREY).round()
         if kept is not None:
             kept[part] = _projected(seen, cells).cpu().numpy()
         if (first // step) % 16 == 0 or part.stop == len(pool):

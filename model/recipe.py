@@ -109,8 +109,6 @@ class DistillationSection(_Section):
     """Weight of the likeness of feature affinities."""
     folds: Annotated[int, Field(ge=1, le=4)] = 4
     """Mirrored inputs over which the teacher's output is averaged."""
-    significant: bool = False
-    """Put back, into what the teacher says, what it removed significantly: faint lesions."""
     real_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the patches that are unlabelled real images, with the teacher alone to go by."""
 

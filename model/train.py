@@ -26,7 +26,6 @@ from model.logs import RunLog
 from model.pool import Pool
 from model.prepare import Material
 from model.recipe import Recipe, RecipeError
-from model.significance import put_back
 from model.student import Student, despeckled, parameters
 from model.training import Training
 
@@ -198,7 +197,6 @@ def _taught(
             identity,
             folds=section.folds,
             features=features,
-            significant=section.significant,
             advance=lambda count: progress.advance(task, count),
         )
 
@@ -222,8 +220,7 @@ def _targets(
 
         def despeckle(image: NDArray[np.uint8]) -> NDArray[np.float32]:
             folds = recipe.distillation.folds
-            said = despeckled(lambda x: distill.self_ensemble(teacher, x, folds), image)
-            return put_back(image, said) if recipe.distillation.significant else said
+            return despeckled(lambda x: distill.self_ensemble(teacher, x, folds), image)
 
         targets = guidance.measure(despeckle, scenes)
     targets |= recipe.guidance.targets
