@@ -1,0 +1,136 @@
+"""What keeping more of faint lesions costs: lesions, false structures and decibels by `--retain`.
+
+Networks are run once over scenes of their own seed (3 dB lesions and even tissue of either
+simulator, validation scenes, a still tissue under fresh speckle); the retained share is then put
+back at every setting, as `model.student` does it. Classical methods on such scenes are in the
+safety protocol.
+
+    python benchmarks/lesion_trade.py --run teacher=runs/teacher --bundle quality --retain 0 0.3 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model import bundle as bundles
+from model import metrics, runs
+from model.data import VALIDATION_SEED, Scene, validation_set
+from model.evaluation.safety_grounds import Grounds, Size
+from model.evaluation.safety_measures import appeared, flicker_reduction, lesions_kept
+from model.evaluation.tables import Table, header, write
+from model.student import Architecture, Student, coarse_part, despeckled
+
+SEED = VALIDATION_SEED + 60
+DIAMETERS_PX = (10, 14, 20, 30)
+SIZE = Size(faint=6, plain=0, even=4, blocks=0, frames=12)
+Grey = NDArray[np.float32]
+
+
+class Retaining:
+    """A network that looks at each scene once, whatever share of its removals is then kept."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+        self.done: dict[int, tuple[Grey, Grey]] = {}
+
+    def apply(self, scene: Scene, share: float) -> Grey:
+        """Grey levels, (rows, columns), with `share` of the coarse part of the removal left in."""
+        if id(scene) not in self.done:
+            image = despeckled(self.network, scene.noisy)
+            self.done[id(scene)] = image, self._coarse(scene.noisy - image)
+        image, coarse = self.done[id(scene)]
+        return np.clip(image + share * coarse, 0, 255)
+
+    def _coarse(self, removed: Grey) -> Grey:
+        sides = [(0, -side % 16) for side in removed.shape]
+        padded = torch.from_numpy(np.pad(removed, sides, mode="edge"))[None, None]
+        rows, columns = removed.shape
+        return np.asarray(coarse_part(padded)[0, 0, :rows, :columns])
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    grounds = Grounds.make(SEED, SIZE)
+    scenes = validation_set(arguments.scenes, SEED)
+    rows = []
+    for name, network in _networks(arguments).items():
+        retaining = Retaining(network)
+        for share in arguments.retain:
+            figures = _figures(partial(retaining.apply, share=share), grounds, scenes)
+            rows.append({"method": f"{name}, retain {share:g}"} | figures)
+    kept = tuple(f"kept {d} px" for d in DIAMETERS_PX)
+    survive = tuple(f"survive {d} px" for d in DIAMETERS_PX)
+    columns = ("method", "PSNR dB", "gcnr", "even, 95 % dB", "flicker", *kept, *survive)
+    settings = {
+        "lesions": f"of 3 dB, {SIZE.faint} images; kept: share of their contrast",
+        "even": "95th percentile of 10 px discs in even speckle",
+        "scenes": f"{arguments.scenes}, for PSNR and gCNR; seed {SEED}",
+    }
+    table = Table("By share retained", columns, rows)
+    for path in write(arguments.output, "lesion-trade", [table], header("Lesions", settings)):
+        print(f"wrote {path}")
+    print(table.markdown())
+
+
+def _figures(
+    method: Callable[[Scene], Grey], grounds: Grounds, scenes: Sequence[Scene]
+) -> dict[str, float | str]:
+    faint = grounds.lesions[3.0]
+    outputs = [method(scene) for scene in faint]
+    found: dict[str, float | str] = {
+        "PSNR dB": f"{np.mean([_psnr(method(scene), scene) for scene in scenes]):.2f}",
+        "gcnr": float(np.mean([_gcnr(method(s), s) for s in scenes if s.lesions])),
+        "even, 95 % dB": appeared([method(s) for s in grounds.even], grounds.even)["10 px, dB"],
+        "flicker": flicker_reduction([method(s) for s in grounds.frames], grounds.frames),
+    }
+    for diameter in DIAMETERS_PX:
+        survival, contrast = lesions_kept(outputs, faint, diameter)
+        found |= {f"kept {diameter} px": contrast, f"survive {diameter} px": survival}
+    return found
+
+
+def _psnr(image: Grey, scene: Scene) -> float:
+    return metrics.psnr(image, np.clip(scene.target, 0, 255), data_range=255)
+
+
+def _gcnr(image: Grey, scene: Scene) -> float:
+    large = [lesion for lesion in scene.lesions if lesion.diameter_px >= 8]
+    return float(np.mean([metrics.gcnr(image, one.mask, one.ring) for one in large]))
+
+
+def _networks(arguments: argparse.Namespace) -> dict[str, torch.nn.Module]:
+    """Runs and bundles by label, none of which retains anything."""
+    found: dict[str, torch.nn.Module] = {}
+    for text in arguments.run:
+        label, _, folder = text.partition("=")
+        found[label] = runs.load(Path(folder)).network
+    for name in arguments.bundle:
+        shipped = bundles.load(name).student
+        settings = shipped.architecture.to_dict() | {"retain": 0.0}
+        bare = Student(Architecture.from_dict(settings))
+        bare.load_state_dict(shipped.state_dict())
+        found[name] = bare.eval()
+    return found
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="append", default=[], metavar="LABEL=FOLDER")
+    parser.add_argument("--bundle", action="append", default=[])
+    parser.add_argument("--retain", type=float, nargs="+", default=[0, 0.3, 0.5, 0.75])
+    parser.add_argument("--scenes", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("out/lesion-trade"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
