@@ -25,7 +25,7 @@ from model.student import despeckled
 from model.train import train
 
 PLAIN_LOSS = {"charbonnier": 1.0}
-METRIC_LOSS = PLAIN_LOSS | {"gradient": 0.25, "ms_ssim": 0.02, "contrast": 3.0}
+METRIC_LOSS = PLAIN_LOSS | {"gradient": 0.25, "ms_ssim": 0.02, "contrast": 1.0}
 TEACHER = {
     "teacher": "{teacher}",
     "output": 3.0,
@@ -119,7 +119,7 @@ def _recipe(
         "threads = 1",
         "validation_scenes = 8",
         "validation_steps = 1000",
-        "[network]\nencoder = [0, 1, 2, 4]\ndecoder = [2, 1, 1]",
+        "[network]\nencoder = [0, 1, 2, 4]\ndecoder = [1, 1, 1]",
         f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "quality"',
         f"[optimiser]\nminutes = 1000\nsteps = {arguments.steps}\nema_decay = 0.995",
         f"batch = {BATCH}\ncrop = {CROP}\nlearning_rate = 2e-3",
