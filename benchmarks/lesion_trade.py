@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from model.data import VALIDATION_SEED, Scene, validation_set
 from model.evaluation.safety_grounds import Grounds, Size
 from model.evaluation.safety_measures import appeared, flicker_reduction, lesions_kept
 from model.evaluation.tables import Table, header, write
-from model.student import Architecture, Student, coarse_part, despeckled
+from model.student import Student, coarse_part, despeckled
 
 SEED = VALIDATION_SEED + 60
 DIAMETERS_PX = (10, 14, 20, 30)
@@ -114,8 +115,7 @@ def _networks(arguments: argparse.Namespace) -> dict[str, torch.nn.Module]:
         found[label] = runs.load(Path(folder)).network
     for name in arguments.bundle:
         shipped = bundles.load(name).student
-        settings = shipped.architecture.to_dict() | {"retain": 0.0}
-        bare = Student(Architecture.from_dict(settings))
+        bare = Student(replace(shipped.architecture, retain=0.0))
         bare.load_state_dict(shipped.state_dict())
         found[name] = bare.eval()
     return found
