@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from model.reparameterise import adopt, merge
 from model.student import Student
 
 
@@ -19,15 +20,23 @@ def grow(source: Student, target: Student) -> None:
     Parameters
     ----------
     source : Student
-        Of plain convolutions.
+        Branches of its blocks count as merged.
     target : Student
-        As many levels; no level narrower or shallower. May be a teacher, newly made.
+        As many levels; no level narrower or shallower. May be a teacher, newly made, or have blocks
+        of several branches where the source has plain ones.
 
     Raises
     ------
     ValueError
         The source does not fit into the target.
     """
+    plain = merge(target)
+    _grow(merge(source), plain)
+    adopt(target, plain)
+
+
+def _grow(source: Student, target: Student) -> None:
+    """The same for plain convolutions."""
     large, small = target.state_dict(), source.state_dict()
     for name, weights in small.items():
         room = large.get(name)

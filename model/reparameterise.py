@@ -91,17 +91,27 @@ class ReparameterisedConv(nn.Module):
 
         The sum is taken in float64 and rounded once.
         """
-        kernel = self.square.weight.double()
+        convolution = copy.deepcopy(self.square)
+        convolution.weight.copy_(self.square.weight.double() + self._side_kernel())
+        return convolution
+
+    @torch.no_grad()
+    def adopt(self, convolution: nn.Conv2d) -> None:
+        """Compute what a 3x3 convolution of the same widths computes; side branches stay."""
+        self.square.weight.copy_(convolution.weight.double() - self._side_kernel())
+        if self.square.bias is not None and convolution.bias is not None:
+            self.square.bias.copy_(convolution.bias)
+
+    def _side_kernel(self) -> Tensor:
+        """What the branches beside the square one add to its kernel, float64."""
+        kernel = torch.zeros_like(self.square.weight, dtype=torch.float64)
         for branch in self._side_branches():
             rows, columns = branch.kernel_size
             sides = ((3 - columns) // 2,) * 2 + ((3 - rows) // 2,) * 2
-            kernel = kernel + F.pad(branch.weight.double(), sides)
+            kernel += F.pad(branch.weight.double(), sides)
         if self.identity is not None:
-            kernel = kernel.clone()
             kernel[:, :, 1, 1] += torch.diag(self.identity.double())
-        convolution = copy.deepcopy(self.square)
-        convolution.weight.copy_(kernel)
-        return convolution
+        return kernel
 
     def _side_branches(self) -> list[nn.Conv2d]:
         return [branch for branch in self.branches if isinstance(branch, nn.Conv2d)]
@@ -127,3 +137,21 @@ def merge(network: Network) -> Network:
             if isinstance(child, ReparameterisedConv):
                 setattr(parent, name, child.merged())
     return plain
+
+
+def adopt(network: nn.Module, plain: nn.Module) -> None:
+    """Give a network what a copy of it with merged blocks computes; the inverse of `merge`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        With blocks of several branches, which stay.
+    plain : nn.Module
+        Made by `merge` of this network, with other weights since.
+    """
+    known = plain.state_dict()
+    blocks = {n: m for n, m in network.named_modules() if isinstance(m, ReparameterisedConv)}
+    for name, block in blocks.items():
+        block.adopt(plain.get_submodule(name))  # type: ignore[arg-type]
+    own = network.state_dict()
+    network.load_state_dict(own | {name: known[name] for name in own.keys() & known.keys()})

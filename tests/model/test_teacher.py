@@ -1,5 +1,7 @@
 """Teachers begin as their student, and what they say is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,15 @@ def test_a_deeper_student_computes_what_the_shallow_one_computes():
     grow(shallow, deep)
     x = torch.rand(1, 1, 40, 56)
     assert torch.allclose(deep(x), shallow(x), atol=1e-5)
+
+
+def test_branches_are_added_to_a_trained_student_without_a_change():
+    plain = Student(SMALL).eval()
+    branched = Student(replace(SMALL, block="reparameterised")).eval()
+    grow(plain, branched)
+    x = torch.rand(1, 1, 40, 56)
+    assert torch.allclose(branched(x), plain(x), atol=1e-5)
+    assert branched.encoder[1][0].branches[0].weight.abs().sum() > 0
 
 
 def test_a_network_grows_into_itself_unchanged():
