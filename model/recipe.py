@@ -158,8 +158,8 @@ class Recipe(_Section):
     """Of the run and of its folder."""
     seed: Annotated[int, Field(ge=0, lt=900_000)] = 1
     """Of weights and data."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Of the trainer."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Of the trainer; `auto` is bf16-mixed where the device computes in it, or else 32-true."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the trainer; 0 takes the cores that there are."""
     accelerator: str = "auto"

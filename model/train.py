@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from model import data, distill, guidance, pool, prepare, report, runs
+from model import cost, data, distill, guidance, pool, prepare, report, runs
 from model import recipe as recipes
 from model.bundle import BundleError
 from model.checkpoints import AtomicCheckpoints
@@ -126,7 +127,7 @@ def _trainer(recipe: Recipe, folder: Path, done: int) -> pl.Trainer:
         max_steps=recipe.optimiser.steps,
         val_check_interval=every,
         check_val_every_n_epoch=None,
-        precision=recipe.precision,
+        precision=_precision(recipe),
         gradient_clip_val=recipe.optimiser.clip_norm,
         logger=[RunLog(folder, done), _tensorboard(folder, done)],
         log_every_n_steps=50,
@@ -145,6 +146,15 @@ def _trainer(recipe: Recipe, folder: Path, done: int) -> pl.Trainer:
             callbacks.RichProgressBar(refresh_rate=20),
         ],
     )
+
+
+def _precision(recipe: Recipe) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """What `auto` means on this machine."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if torch.cuda.is_available() and recipe.accelerator != "cpu":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if cost.BFLOAT16 in cost.computed_here() else "32-true"
 
 
 def _rank() -> int:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from model import bundle, data, recipe
 from model.bundle import BundleError
-from model.recipe import RecipeError
+from model.recipe import Recipe, RecipeError
 
 RECIPES = Path(__file__).parents[2] / "config" / "model"
 
@@ -213,3 +213,12 @@ def test_the_shipped_student_gains_nine_decibels_on_scenes_it_never_saw():
         after = ((shipped.apply(scene.noisy) - target) ** 2).mean()
         gains.append(10 * np.log10(before / after))
     assert np.mean(gains) > 9
+
+
+@pytest.mark.parametrize(("computed", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_precision_asks_what_the_processor_computes_in(computed, expected, monkeypatch):
+    train = pytest.importorskip("model.train")
+    kinds = ["float32", "bfloat16"] if computed else ["float32"]
+    monkeypatch.setattr("model.cost.computed_here", lambda: kinds)
+    assert train._precision(Recipe(name="any", precision="auto", accelerator="cpu")) == expected
+    assert train._precision(Recipe(name="any", precision="16-mixed")) == "16-mixed"
