@@ -3,7 +3,7 @@
 Every few hundred steps the metrics that judge a despeckler are computed on validation scenes, not
 their differentiable stand-ins. Each governs one term of the loss; the term of the metric that is
 furthest from its target gains weight, the others lose it. Metrics that only judge (GMSD, FSIM,
-gCNR, flicker) are never looked at here.
+gCNR, false structures, flicker) are never looked at here.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ GOVERNED: Mapping[str, Governed] = {
     "ms_ssim": Governed("ms_ssim", 0.004),
     "edge_strength": Governed("gradient", 0.03),
     "contrast_kept": Governed("contrast", 0.05),
+    "survival": Governed("survival", 0.05),
 }
 """All are better when higher, up to their target."""
 
@@ -72,6 +73,7 @@ def measure(
             if abs(wanted) >= _LEAST_CONTRAST:
                 got = metrics.contrast(image, lesion.mask, lesion.ring)
                 found["contrast_kept"].append(float(np.clip(got / wanted, -1, 1)))
+                found["survival"].append(float(metrics.lesion_survives(image, target, lesion)))
     return {name: float(np.nanmean(values)) for name, values in found.items() if values}
 
 

@@ -84,11 +84,50 @@ def contrast(
     emphasis : float
         What it weighs more.
     """
-    local = F.avg_pool2d(target, 4)
-    usual = F.interpolate(_surroundings(F.avg_pool2d(local, 2)), scale_factor=2.0, mode="bilinear")
-    share = (local - usual).abs() / faint
-    weight = 1 + emphasis * share * torch.exp(1 - share)
+    departure = F.avg_pool2d(target, 4) - _usual(target)
+    weight = 1 + emphasis * _faintness(departure, faint)
     return 2 * (weight * F.avg_pool2d(output - target, 4) ** 2).mean()
+
+
+def survival(
+    output: Tensor, target: Tensor, _noisy: Tensor, faint: float = 0.05, enough: float = 0.7
+) -> Tensor:
+    """Share of the faintly unusual places that have lost their contrast: a lesion counts once.
+
+    A quadratic term shrinks what it is unsure of, so that a lesion that is as likely as not keeps
+    less than half of its contrast and nobody sees it. Here a lesion that keeps `enough` costs
+    nothing, one that keeps nothing costs all, and the way from one to the other is steepest in
+    between: the network has to decide, and decides by the odds. What false structures cost is
+    left to the quadratic terms.
+
+    Parameters
+    ----------
+    output, target : Tensor, (batch, 1, rows, columns), 0..1
+        Sides are multiples of 8.
+    faint : float
+        As for `contrast`.
+    enough : float
+        Part of its contrast that a lesion needs; more than the half by which survival is counted.
+    """
+    usual = _usual(target)
+    departure = F.avg_pool2d(target, 4) - usual
+    least = 0.3 * faint  # less is nothing to keep
+    weight = _faintness(departure, faint) ** 2 * (departure.abs() > least)
+    shown = (F.avg_pool2d(output, 4) - usual) * departure.sign()
+    lost = (1 - shown / departure.abs().clamp_min(least) / enough).clamp(0, 1)
+    return (weight * lost**2 * (3 - 2 * lost)).mean()
+
+
+def _faintness(departure: Tensor, faint: float) -> Tensor:
+    """1 where the departure is just `faint`, towards 0 for less and for much more."""
+    share = departure.abs() / faint
+    return share * torch.exp(1 - share)
+
+
+def _usual(target: Tensor) -> Tensor:
+    """Level that the surroundings of each cell of 4 pixels have, (batch, 1, rows / 4, ...)."""
+    coarse = _surroundings(F.avg_pool2d(target, 8))
+    return F.interpolate(coarse, scale_factor=2.0, mode="bilinear")
 
 
 def _surroundings(level: Tensor, reach: int = 9) -> Tensor:
@@ -109,5 +148,6 @@ TERMS: dict[str, Term] = {
     "gradient": gradient,
     "ms_ssim": ms_ssim,
     "contrast": contrast,
+    "survival": survival,
 }
 """The terms that a recipe may weigh."""

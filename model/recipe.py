@@ -46,6 +46,8 @@ class NetworkSection(_Section):
     """Pixels a side that become channels before the first convolution."""
     block: Literal["plain", "reparameterised", "gated"] = "plain"
     """Kind of convolution: one, several branches merged after training, or two multiplied."""
+    selective: bool = False
+    """Whether the network says where coarse structures stay; see `model.student.coarse_part`."""
     residual_blocks: tuple[int, ...] = (2, 2, 4, 6)
     """Of a teacher, by level, on the way down; all but the last also on the way up."""
 
@@ -60,7 +62,14 @@ class NetworkSection(_Section):
 
     def architecture(self) -> Architecture:
         """Of a student, or of the student that a teacher is grown from."""
-        return Architecture(self.widths, self.encoder, self.decoder, self.unshuffle, self.block)
+        return Architecture(
+            self.widths,
+            self.encoder,
+            self.decoder,
+            self.unshuffle,
+            self.block,
+            selective=self.selective,
+        )
 
 
 class DataSection(_Section):

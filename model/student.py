@@ -36,6 +36,8 @@ class Architecture:
     """Kind of 3x3 convolution: one of `BLOCKS`."""
     retain: float = 0.0
     """Share of what is removed at the size of lesions that stays; see `coarse_part`."""
+    selective: bool = False
+    """Whether the network says, place by place, how much of that stays beyond `retain`."""
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.encoder) == len(self.decoder) + 1:
@@ -88,7 +90,13 @@ class Student(nn.Module):
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, 2) for fine, coarse in steps)
         self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, 2) for fine, coarse in steps)
         self.tail = nn.Conv2d(a.widths[0], folded, 3, padding=1)
+        self.keep = nn.Conv2d(a.widths[self._keep_level], 1, 3, padding=1) if a.selective else None
         self.reset()
+
+    @property
+    def _keep_level(self) -> int:
+        """The level whose cells are those of the coarse part."""
+        return (_COARSE_CELL_PX // self.architecture.unshuffle).bit_length() - 1
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -104,6 +112,9 @@ class Student(nn.Module):
             if isinstance(module, ReparameterisedConv | GatedConv):
                 module.reset()
         self.tail.weight.mul_(0.1)
+        if self.keep is not None:
+            nn.init.zeros_(self.keep.weight)
+            nn.init.constant_(self.keep.bias, _KEEPS_NOTHING)  # type: ignore[arg-type]
 
     def residual(self, x: Tensor) -> Tensor:
         """What the network would remove.
@@ -136,36 +147,48 @@ class Student(nn.Module):
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
-        features: Tensor = h
+        seen = {len(self.up): h}
         for level in reversed(range(len(self.up))):
             h = self.decoder[level](self.up[level](h) + skips[level])
-            if level == len(self.up) - 1:
-                features = h
+            seen[level] = h
         removed: Tensor = F.pixel_shuffle(self.tail(h), self.architecture.unshuffle)
-        if self.architecture.retain:
-            removed = removed - self.architecture.retain * coarse_part(removed)
-        return removed[..., :rows, :columns], features
+        retain = self.architecture.retain
+        if self.keep is not None:
+            kept = torch.sigmoid(self.keep(seen[self._keep_level]))
+            removed = removed - coarse_part(removed, retain + (1 - retain) * kept)
+        elif retain:
+            removed = removed - coarse_part(removed, retain)
+        return removed[..., :rows, :columns], seen[max(0, len(self.up) - 1)]
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
         """Remove speckle; `strength` 0 returns the input bit by bit."""
         return x if strength == 0 else x - strength * self.residual(x)
 
 
-def coarse_part(removed: Tensor) -> Tensor:
-    """What is removed at the size of lesions: structures of about 10 pixels and more.
+def coarse_part(removed: Tensor, share: Tensor | float = 1.0) -> Tensor:
+    """A share of what is removed at the size of lesions: structures of about 10 pixels and more.
 
     A network that seeks the mean flattens a faint lesion that might as well be a whim of the
-    speckle. A share of this part is therefore left in, lesion or whim: linear, the same everywhere,
-    and chosen at the export from the measured trade between lesions kept and decibels.
+    speckle. A share of this part is therefore left in: the same everywhere, chosen at the export
+    from the measured trade between lesions kept and decibels, or what the network says.
 
     Parameters
     ----------
     removed : Tensor, (batch, 1, rows, columns)
         Sides are multiples of 4.
+    share : float or Tensor, (batch, 1, rows / 4, columns / 4)
+        0..1.
     """
-    overlapping = F.avg_pool2d(removed, 8, 4, 2, count_include_pad=False)
+    overlapping = F.avg_pool2d(removed, 2 * _COARSE_CELL_PX, _COARSE_CELL_PX, 2, False, False)
     smooth = F.avg_pool2d(F.pad(overlapping, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return F.interpolate(smooth, scale_factor=4.0, mode="bilinear", align_corners=False)
+    return F.interpolate(
+        share * smooth, scale_factor=float(_COARSE_CELL_PX), mode="bilinear", align_corners=False
+    )
+
+
+_COARSE_CELL_PX = 4
+_KEEPS_NOTHING = -4.0
+"""Bias of the gate before it has learned anything: 2 % stay."""
 
 
 class GatedConv(nn.Module):

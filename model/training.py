@@ -23,7 +23,7 @@ from model.pool import Batch
 from model.recipe import Recipe
 from model.student import Student, despeckled
 
-AGAINST_THE_REFERENCE = frozenset({"contrast"})
+AGAINST_THE_REFERENCE = frozenset({"contrast", "survival"})
 """Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion."""
 
 

@@ -7,7 +7,8 @@ from model import data, guidance
 from model.losses import TERMS
 from model.recipe import GuidanceSection
 
-BASE = {"charbonnier": 1.0, "ms_ssim": 0.1, "gradient": 0.25, "contrast": 0.5, "log_mse": 0.2}
+BASE = {"charbonnier": 1.0, "ms_ssim": 0.1, "gradient": 0.25, "contrast": 0.5, "survival": 0.3}
+BASE |= {"log_mse": 0.2}
 SECTION = GuidanceSection(every=100, temperature=1.0, inertia=0.0, reach=4.0)
 
 
@@ -55,6 +56,8 @@ def test_a_perfect_output_keeps_all_contrast_and_a_flat_one_none():
     answers = {scene.noisy.tobytes(): scene.target for scene in scenes}
     perfect = guidance.measure(lambda image: answers[image.tobytes()], scenes)
     assert perfect["contrast_kept"] == pytest.approx(1, abs=0.01)
+    assert perfect["survival"] == 1
     assert perfect["edge_strength"] == pytest.approx(1, abs=0.01)
     flat = guidance.measure(lambda image: np.full(image.shape, 90, np.float32), scenes)
     assert flat["contrast_kept"] == pytest.approx(0, abs=0.01)
+    assert flat["survival"] == 0

@@ -63,6 +63,28 @@ def test_an_invention_beside_a_faint_lesion_costs_as_little_as_one_far_from_it()
     assert cost["inside"] > 10 * cost["far"]
 
 
+def test_a_lesion_survives_or_does_not():
+    lesion = torch.full((1, 1, 64, 64), 0.4)
+    lesion[..., 24:40, 24:40] += 0.05
+    cost = {
+        kept: float(
+            TERMS["survival"](lesion.lerp(torch.full_like(lesion, 0.4), 1 - kept), lesion, lesion)
+        )
+        for kept in (0.0, 0.35, 0.7, 1.0, 1.3)
+    }
+    assert cost[0.0] > 1.5 * cost[0.35] > cost[0.7]
+    assert [cost[0.7], cost[1.0], cost[1.3]] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_what_is_plain_to_see_hardly_counts_as_a_lesion_to_keep():
+    def loss(contrast):
+        image = torch.full((1, 1, 64, 64), 0.2)
+        image[..., 24:40, 24:40] += contrast
+        return float(TERMS["survival"](torch.full_like(image, 0.2), image, image))
+
+    assert loss(0.05) > 5 * loss(0.25) > 0
+
+
 def test_structural_similarity_counts_structure_and_not_level(images):
     target, noisy = images
     ms_ssim = TERMS["ms_ssim"]
