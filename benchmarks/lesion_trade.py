@@ -1,9 +1,8 @@
 """What keeping more of faint lesions costs: lesions, false structures and decibels by `--retain`.
 
-Networks are run once over scenes of their own seed (3 dB lesions and even tissue of either
-simulator, validation scenes, a still tissue under fresh speckle); the retained share is then put
-back at every setting, as `model.student` does it. Classical methods on such scenes are in the
-safety protocol.
+Networks are run at every setting over scenes of their own seed: 3 dB lesions and even tissue of
+either simulator, validation scenes, a still tissue under fresh speckle. Classical methods on such
+scenes are in the safety protocol.
 
     python benchmarks/lesion_trade.py --run teacher=runs/teacher --bundle quality --retain 0 0.3 0.5
 """
@@ -26,34 +25,12 @@ from model.data import VALIDATION_SEED, Scene, validation_set
 from model.evaluation.safety_grounds import Grounds, Size
 from model.evaluation.safety_measures import appeared, flicker_reduction, lesions_kept
 from model.evaluation.tables import Table, header, write
-from model.student import Student, coarse_part, despeckled
+from model.student import Student, despeckled
 
 SEED = VALIDATION_SEED + 60
 DIAMETERS_PX = (10, 14, 20, 30)
 SIZE = Size(faint=6, plain=0, even=4, blocks=0, frames=12)
 Grey = NDArray[np.float32]
-
-
-class Retaining:
-    """A network that looks at each scene once, whatever share of its removals is then kept."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self.network = network
-        self.done: dict[int, tuple[Grey, Grey]] = {}
-
-    def apply(self, scene: Scene, share: float) -> Grey:
-        """Grey levels, (rows, columns), with `share` of the coarse part of the removal left in."""
-        if id(scene) not in self.done:
-            image = despeckled(self.network, scene.noisy)
-            self.done[id(scene)] = image, self._coarse(scene.noisy - image)
-        image, coarse = self.done[id(scene)]
-        return np.clip(image + share * coarse, 0, 255)
-
-    def _coarse(self, removed: Grey) -> Grey:
-        sides = [(0, -side % 16) for side in removed.shape]
-        padded = torch.from_numpy(np.pad(removed, sides, mode="edge"))[None, None]
-        rows, columns = removed.shape
-        return np.asarray(coarse_part(padded)[0, 0, :rows, :columns])
 
 
 def main() -> None:
@@ -63,9 +40,9 @@ def main() -> None:
     scenes = validation_set(arguments.scenes, SEED)
     rows = []
     for name, network in _networks(arguments).items():
-        retaining = Retaining(network)
         for share in arguments.retain:
-            figures = _figures(partial(retaining.apply, share=share), grounds, scenes)
+            network.architecture = replace(network.architecture, retain=share)
+            figures = _figures(partial(_applied, network), grounds, scenes)
             rows.append({"method": f"{name}, retain {share:g}"} | figures)
     kept = tuple(f"kept {d} px" for d in DIAMETERS_PX)
     survive = tuple(f"survive {d} px" for d in DIAMETERS_PX)
@@ -79,6 +56,10 @@ def main() -> None:
     for path in write(arguments.output, "lesion-trade", [table], header("Lesions", settings)):
         print(f"wrote {path}")
     print(table.markdown())
+
+
+def _applied(network: Student, scene: Scene) -> Grey:
+    return despeckled(network, scene.noisy)
 
 
 def _figures(
@@ -107,17 +88,14 @@ def _gcnr(image: Grey, scene: Scene) -> float:
     return float(np.mean([metrics.gcnr(image, one.mask, one.ring) for one in large]))
 
 
-def _networks(arguments: argparse.Namespace) -> dict[str, torch.nn.Module]:
-    """Runs and bundles by label, none of which retains anything."""
-    found: dict[str, torch.nn.Module] = {}
+def _networks(arguments: argparse.Namespace) -> dict[str, Student]:
+    """Runs and bundles by label."""
+    found: dict[str, Student] = {}
     for text in arguments.run:
         label, _, folder = text.partition("=")
         found[label] = runs.load(Path(folder)).network
     for name in arguments.bundle:
-        shipped = bundles.load(name).student
-        bare = Student(replace(shipped.architecture, retain=0.0))
-        bare.load_state_dict(shipped.state_dict())
-        found[name] = bare.eval()
+        found[name] = bundles.load(name).student
     return found
 
 

@@ -95,3 +95,31 @@ def test_the_coarse_part_keeps_a_lesion_and_drops_speckle():
     assert float(coarse_part(torch.full((1, 1, 32, 32), 0.3)).std()) < 1e-6
     speckle = (-1.0) ** torch.arange(96).reshape(1, 1, 1, 96).expand(1, 1, 96, 96)
     assert float(coarse_part(speckle)[..., 8:-8, 8:-8].abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("unshuffle", [2, 4])
+def test_a_selective_student_keeps_coarse_structures_where_its_gate_is_open(unshuffle):
+    plain = Student(Architecture(unshuffle=unshuffle))
+    selective = Student(Architecture(unshuffle=unshuffle, selective=True))
+    selective.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.rand(1, 1, 64, 96)
+    removed = plain.residual(x)
+    assert torch.allclose(selective.residual(x), removed, atol=0.05 * float(removed.abs().max()))
+    torch.nn.init.constant_(selective.keep.bias, 100.0)
+    assert torch.allclose(selective.residual(x), removed - coarse_part(removed), atol=1e-6)
+
+
+def test_the_gate_of_a_selective_student_learns():
+    student = Student(Architecture(selective=True))
+    (student(torch.rand(1, 1, 64, 64)) ** 2).mean().backward()
+    assert student.keep.weight.grad.abs().sum() > 0
+
+
+def test_a_gate_opens_beyond_what_is_retained_everywhere():
+    student = Student(Architecture(selective=True, retain=0.4))
+    torch.nn.init.constant_(student.keep.bias, -100.0)
+    closed = student.residual(torch.full((1, 1, 64, 64), 0.5))
+    bare = Student(Architecture())
+    bare.load_state_dict({k: v for k, v in student.state_dict().items() if "keep" not in k})
+    removed = bare.residual(torch.full((1, 1, 64, 64), 0.5))
+    assert torch.allclose(closed, removed - 0.4 * coarse_part(removed), atol=1e-6)
