@@ -47,6 +47,8 @@ class Architecture:
             )
         if self.block not in BLOCKS:
             raise ValueError(f"block {self.block!r} is unknown; there are: {', '.join(BLOCKS)}")
+        if self.selective and _COARSE_CELL_PX % self.unshuffle:
+            raise ValueError(f"selective: needs an unshuffle of 2 or 4, not {self.unshuffle}")
 
     @property
     def stride(self) -> int:

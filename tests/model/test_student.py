@@ -104,9 +104,16 @@ def test_a_selective_student_keeps_coarse_structures_where_its_gate_is_open(unsh
     selective.load_state_dict(plain.state_dict(), strict=False)
     x = torch.rand(1, 1, 64, 96)
     removed = plain.residual(x)
-    assert torch.allclose(selective.residual(x), removed, atol=0.05 * float(removed.abs().max()))
+    assert torch.allclose(
+        selective.residual(x), removed, atol=0.05 * float(removed.detach().abs().max())
+    )
     torch.nn.init.constant_(selective.keep.bias, 100.0)
     assert torch.allclose(selective.residual(x), removed - coarse_part(removed), atol=1e-6)
+
+
+def test_a_gate_needs_cells_that_fit():
+    with pytest.raises(ValueError, match="unshuffle of 2 or 4"):
+        Architecture(unshuffle=3, selective=True)
 
 
 def test_the_gate_of_a_selective_student_learns():
