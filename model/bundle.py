@@ -50,7 +50,7 @@ class Manifest(BaseModel):
     version: str
     device_uid: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
     """(0018,1002) *Device UID* of this release; never used for another."""
-    architecture: dict[str, list[int] | int | float | str]
+    architecture: dict[str, list[int] | bool | int | float | str]
     parameters: int
     data_range: tuple[float, float] = (0.0, 255.0)
     weights_sha256: str

@@ -63,7 +63,7 @@ class Architecture:
         }
         return cls(**given)
 
-    def to_dict(self) -> dict[str, list[int] | int | str | float]:
+    def to_dict(self) -> dict[str, list[int] | bool | int | str | float]:
         """JSON-ready settings."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
