@@ -181,11 +181,14 @@ def coarse_part(removed: Tensor, share: Tensor | float = 1.0) -> Tensor:
     share : float or Tensor, (batch, 1, rows / 4, columns / 4)
         0..1.
     """
-    overlapping = F.avg_pool2d(removed, 2 * _COARSE_CELL_PX, _COARSE_CELL_PX, 2, False, False)
+    # Three axes and float32: one channel that lies channels-last, or bfloat16, is slow to pool.
+    planes = removed[:, 0].float()
+    overlapping = F.avg_pool2d(planes, 2 * _COARSE_CELL_PX, _COARSE_CELL_PX, 2, False, False)
     smooth = F.avg_pool2d(F.pad(overlapping, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return F.interpolate(
-        share * smooth, scale_factor=float(_COARSE_CELL_PX), mode="bilinear", align_corners=False
-    )
+    kept = (share[:, 0] if isinstance(share, Tensor) else share) * smooth
+    scale = float(_COARSE_CELL_PX)
+    part = F.interpolate(kept[None], scale_factor=scale, mode="bilinear", align_corners=False)
+    return part[0][:, None]
 
 
 _COARSE_CELL_PX = 4
