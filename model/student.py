@@ -26,7 +26,7 @@ class Architecture:
 
     widths: tuple[int, ...] = (16, 32, 48, 64)
     """Channels at 1/2, 1/4, ... of the resolution."""
-    encoder: tuple[int, ...] = (0, 1, 2, 4)
+    encoder: tuple[int, ...] = (0, 2, 2, 4)
     """3x3 convolutions on the way down, by level; the last level is the bottom."""
     decoder: tuple[int, ...] = (1, 1, 1)
     """3x3 convolutions on the way up, by level."""

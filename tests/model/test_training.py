@@ -110,6 +110,7 @@ validation_scenes = 2
 [network]
 kind = "teacher"
 residual_blocks = [0, 1, 1, 1]
+selective = true
 [data]
 images = "images"
 side = 64
@@ -145,6 +146,7 @@ def test_a_teacher_is_grown_and_a_guided_student_distilled_from_it(tmp_path, mon
         "ms_ssim",
         "edge_strength",
         "contrast_kept",
+        "survival",
     }
     rows = logs.read(tmp_path / "runs" / "pupil" / "metrics.csv")
     weights = [row["weight/contrast"] for row in rows if "weight/contrast" in row]
