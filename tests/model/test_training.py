@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,19 @@ RECIPES = Path(__file__).parents[2] / "config" / "model"
 def test_every_recipe_in_the_configuration_folder_is_valid():
     names = {recipe.load(path).name for path in RECIPES.glob("*.toml")}
     assert {"smoke", "clinical", "teacher"} <= names
+
+
+@pytest.mark.parametrize("name", ["clinical", "teacher"])
+def test_the_recipes_of_a_release_grow_from_the_shipped_student(name):
+    train = pytest.importorskip("model.train")
+    found = recipe.load(RECIPES / f"{name}.toml")
+    assert found.optimiser.start_from == "quality"
+    network = found.network.build().eval()
+    train._start_from(network, found)
+    x = torch.rand(1, 1, 64, 80)
+    shipped = bundle.load("quality").student
+    shipped.architecture = replace(shipped.architecture, retain=0.0)
+    assert torch.allclose(network(x), shipped(x), atol=1e-4)
 
 
 @pytest.mark.parametrize(
