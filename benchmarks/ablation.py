@@ -30,7 +30,7 @@ TEACHER = {
     "teacher": "{teacher}",
     "output": 3.0,
     "affinity": 0.02,
-    "folds": 2,
+    "folds": 1,
 }
 ARMS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     "plain student": {"loss": PLAIN_LOSS},
@@ -120,7 +120,7 @@ def _recipe(
         "validation_scenes = 8",
         "validation_steps = 1000",
         "[network]\nencoder = [0, 1, 2, 4]\ndecoder = [1, 1, 1]",
-        f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "quality"',
+        f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "quality"\nscenes = 8000',
         f"[optimiser]\nminutes = 1000\nsteps = {arguments.steps}\nema_decay = 0.995",
         f"batch = {BATCH}\ncrop = {CROP}\nlearning_rate = 2e-3",
     ]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from model import runs
+from model.allocator import keep_activations
 from model.cost import FLOAT32, FLOAT32_LAST, interleaved, runner
 from model.data import VALIDATION_SEED, validation_set
 from model.evaluation import figures
@@ -40,6 +41,10 @@ CANDIDATES = {
     "same, deeper below and on top": (
         "widths = [16, 32, 48, 64]\nencoder = [0, 1, 2, 4]\ndecoder = [2, 1, 1]"
     ),
+    "deeper at 1/4 and below, re-parameterised (shipped, without its gate)": (
+        "widths = [16, 32, 48, 64]\nencoder = [0, 2, 2, 4]\ndecoder = [1, 1, 1]\n"
+        'block = "reparameterised"'
+    ),
     "24-32-48-80": "widths = [24, 32, 48, 80]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
     "12-24-32-48": "widths = [12, 24, 32, 48]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
     "three levels": "widths = [16, 32, 64]\nencoder = [0, 1, 2]\ndecoder = [1, 1]",
@@ -59,6 +64,7 @@ validation_steps = 2000
 [data]
 images = "{images}"
 smoothed_by = "quality"
+scenes = 8000
 
 [optimiser]
 minutes = 1000
@@ -96,6 +102,7 @@ def main() -> None:
         train(recipe, arguments.runs)
         networks[name] = merge(runs.load(arguments.runs / f"pareto-{number}").network).eval()
     torch.set_num_threads(arguments.threads)
+    keep_activations()
     frame = torch.rand(1, 1, 768, 1024)
     jobs = {
         (name, layout): partial(runner(network, layout), frame)

@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dicom_node.despeckle import fastest
+from model.allocator import keep_activations
 from model.bundle import load
 from model.cost import (
     BFLOAT16,
@@ -177,6 +178,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
+    keep_activations()
     network, name = student(options.bundle)
     console = Console()
     console.print(f"machine: {machine()}; torch {torch.__version__}")

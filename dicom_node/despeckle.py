@@ -20,6 +20,7 @@ from dicom_node.config import DespeckleSection
 from dicom_node.errors import ConfigError, Permanent, Transient
 from dicom_node.records import BundleInfo
 from model import bundle as bundles
+from model.allocator import keep_activations
 
 Frame = NDArray[np.uint8]
 
@@ -96,8 +97,10 @@ class Despeckler:
                 'despeckle.device = "cuda": torch sees no GPU; install its driver and a CUDA build '
                 'of torch, or set "auto"',
             )
-        if device == "cpu" and settings.threads:
-            torch.set_num_threads(settings.threads)
+        if device == "cpu":
+            keep_activations()
+            if settings.threads:
+                torch.set_num_threads(settings.threads)
         # One frame at a time keeps the activations in a CPU's cache.
         batch_frames = settings.batch_frames if device == "cuda" else 1
         if settings.precision != "auto":

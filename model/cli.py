@@ -121,6 +121,7 @@ def evaluate(
     """Compare networks with every classical method, each tuned first."""
     import torch
 
+    from model.allocator import keep_activations
     from model.bundle import BundleError
     from model.evaluate import EvaluationError, Settings, default_images
     from model.evaluate import evaluate as run_protocol
@@ -129,6 +130,7 @@ def evaluate(
         raise _unusable(f"--images {images}: no such folder")
     if threads:
         torch.set_num_threads(threads)
+    keep_activations()
     settings = Settings(
         output=output,
         bundles=bundle or ([] if run else [DEFAULT_BUNDLE]),

@@ -7,6 +7,7 @@ does not flicker. It predicts what to remove: ``y = x - strength * r(x)``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,8 +48,8 @@ class Architecture:
             )
         if self.block not in BLOCKS:
             raise ValueError(f"block {self.block!r} is unknown; there are: {', '.join(BLOCKS)}")
-        if self.selective and _COARSE_CELL_PX % self.unshuffle:
-            raise ValueError(f"selective: needs an unshuffle of 2 or 4, not {self.unshuffle}")
+        if self.unshuffle not in (2, 4):
+            raise ValueError(f"unshuffle: 2 or 4, not {self.unshuffle}")
 
     @property
     def stride(self) -> int:
@@ -142,7 +143,7 @@ class Student(nn.Module):
         stride = self.architecture.stride
         pad = (0, -columns % stride, 0, -rows % stride)
         h = F.pad(x, pad, mode="replicate") if any(pad) else x
-        h = F.relu(self.head(F.pixel_unshuffle(h, self.architecture.unshuffle)))
+        h = F.relu_(self.head(F.pixel_unshuffle(h, self.architecture.unshuffle)))
         skips = []
         for level, stack in enumerate(self.encoder):
             h = stack(h)
@@ -151,15 +152,16 @@ class Student(nn.Module):
                 h = self.down[level](h)
         seen = {len(self.up): h}
         for level in reversed(range(len(self.up))):
-            h = self.decoder[level](self.up[level](h) + skips[level])
+            h = self.decoder[level](self.up[level](h).add_(skips[level]))
             seen[level] = h
-        removed: Tensor = F.pixel_shuffle(self.tail(h), self.architecture.unshuffle)
+        folded = self.tail(h)
+        removed = unfolded(folded, self.architecture.unshuffle)
         retain = self.architecture.retain
         if self.keep is not None:
             kept = torch.sigmoid(self.keep(seen[self._keep_level]))
-            removed = removed - coarse_part(removed, retain + (1 - retain) * kept)
+            removed = removed - coarse_part(halved(folded), retain + (1 - retain) * kept)
         elif retain:
-            removed = removed - coarse_part(removed, retain)
+            removed = removed - coarse_part(halved(folded), retain)
         return removed[..., :rows, :columns], seen[max(0, len(self.up) - 1)]
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
@@ -167,7 +169,43 @@ class Student(nn.Module):
         return x if strength == 0 else x - strength * self.residual(x)
 
 
-def coarse_part(removed: Tensor, share: Tensor | float = 1.0) -> Tensor:
+def unfolded(folded: Tensor, unshuffle: int) -> Tensor:
+    """Channels back to pixels: `F.pixel_shuffle`, a third of its time where channels lie last.
+
+    Parameters
+    ----------
+    folded : Tensor, (batch, unshuffle ** 2, rows, columns)
+    unshuffle : int
+
+    Returns
+    -------
+    Tensor, (batch, 1, rows * unshuffle, columns * unshuffle)
+    """
+    batch, _, rows, columns = folded.shape
+    cells = folded.permute(0, 2, 3, 1).reshape(batch, rows, columns, unshuffle, unshuffle)
+    return cells.transpose(2, 3).reshape(batch, 1, rows * unshuffle, columns * unshuffle)
+
+
+def halved(folded: Tensor) -> Tensor:
+    """Means over 2x2 pixels, straight from the channels.
+
+    Parameters
+    ----------
+    folded : Tensor, (batch, unshuffle ** 2, rows, columns)
+        An even `unshuffle`.
+
+    Returns
+    -------
+    Tensor, (batch, rows * unshuffle / 2, columns * unshuffle / 2), float32
+    """
+    batch, channels, rows, columns = folded.shape
+    side = math.isqrt(channels) // 2
+    cells = folded.reshape(batch, side, 2, side, 2, rows, columns)
+    means = cells.mean((2, 4), dtype=torch.float32)
+    return unfolded(means.flatten(1, 2), side)[:, 0]
+
+
+def coarse_part(halves: Tensor, share: Tensor | float = 1.0) -> Tensor:
     """A share of what is removed at the size of lesions: structures of about 10 pixels and more.
 
     A network that seeks the mean flattens a faint lesion that might as well be a whim of the
@@ -176,14 +214,17 @@ def coarse_part(removed: Tensor, share: Tensor | float = 1.0) -> Tensor:
 
     Parameters
     ----------
-    removed : Tensor, (batch, 1, rows, columns)
-        Sides are multiples of 4.
+    halves : Tensor, (batch, rows / 2, columns / 2), float32
+        What is removed, means over 2x2 pixels. Three axes and float32 because one channel that lies
+        channels-last, or bfloat16, is slow to pool. Sides are even.
     share : float or Tensor, (batch, 1, rows / 4, columns / 4)
         0..1.
+
+    Returns
+    -------
+    Tensor, (batch, 1, rows, columns), float32
     """
-    # Three axes and float32: one channel that lies channels-last, or bfloat16, is slow to pool.
-    planes = removed[:, 0].float()
-    overlapping = F.avg_pool2d(planes, 2 * _COARSE_CELL_PX, _COARSE_CELL_PX, 2, False, False)
+    overlapping = F.avg_pool2d(halves, _COARSE_CELL_PX, _COARSE_CELL_PX // 2, 1, False, False)
     smooth = F.avg_pool2d(F.pad(overlapping, (1, 1, 1, 1), mode="replicate"), 3, 1)
     kept = (share[:, 0] if isinstance(share, Tensor) else share) * smooth
     scale = float(_COARSE_CELL_PX)

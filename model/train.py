@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from model import cost, data, distill, guidance, pool, prepare, report, runs
 from model import recipe as recipes
+from model.allocator import keep_activations
 from model.bundle import BundleError
 from model.checkpoints import AtomicCheckpoints
 from model.data import Scene
@@ -63,6 +64,7 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     done = _steps_of(start) if start else 0
     pl.seed_everything(recipe.seed)
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    keep_activations()
 
     with _progress() as progress:
         given = prepare.material(recipe.data)

@@ -11,8 +11,10 @@ from model.student import (
     Architecture,
     Student,
     coarse_part,
+    halved,
     multiply_accumulates,
     parameters,
+    unfolded,
 )
 
 
@@ -85,16 +87,16 @@ def test_what_is_retained_is_coarse_and_a_share_of_what_would_be_removed():
     x = torch.rand(1, 1, 64, 96)
     removed = without.residual(x)
     back = removed - retaining.residual(x)
-    assert torch.allclose(back, 0.5 * coarse_part(removed), atol=1e-6)
+    assert torch.allclose(back, 0.5 * _coarse(removed), atol=1e-6)
 
 
 def test_the_coarse_part_keeps_a_lesion_and_drops_speckle():
     lesion = torch.zeros(1, 1, 96, 96)
     lesion[..., 32:64, 32:64] = 1
-    assert float(coarse_part(lesion)[0, 0, 48, 48]) == pytest.approx(1)
-    assert float(coarse_part(torch.full((1, 1, 32, 32), 0.3)).std()) < 1e-6
+    assert float(_coarse(lesion)[0, 0, 48, 48]) == pytest.approx(1)
+    assert float(_coarse(torch.full((1, 1, 32, 32), 0.3)).std()) < 1e-6
     speckle = (-1.0) ** torch.arange(96).reshape(1, 1, 1, 96).expand(1, 1, 96, 96)
-    assert float(coarse_part(speckle)[..., 8:-8, 8:-8].abs().max()) < 1e-6
+    assert float(_coarse(speckle)[..., 8:-8, 8:-8].abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("unshuffle", [2, 4])
@@ -108,12 +110,21 @@ def test_a_selective_student_keeps_coarse_structures_where_its_gate_is_open(unsh
         selective.residual(x), removed, atol=0.05 * float(removed.detach().abs().max())
     )
     torch.nn.init.constant_(selective.keep.bias, 100.0)
-    assert torch.allclose(selective.residual(x), removed - coarse_part(removed), atol=1e-6)
+    assert torch.allclose(selective.residual(x), removed - _coarse(removed), atol=1e-6)
 
 
-def test_a_gate_needs_cells_that_fit():
-    with pytest.raises(ValueError, match="unshuffle of 2 or 4"):
-        Architecture(unshuffle=3, selective=True)
+def test_an_unshuffle_that_has_no_cells_is_refused():
+    with pytest.raises(ValueError, match="unshuffle: 2 or 4, not 3"):
+        Architecture(unshuffle=3)
+
+
+@pytest.mark.parametrize("unshuffle", [2, 4])
+def test_channels_become_pixels_and_means_of_pixels(unshuffle):
+    folded = torch.rand(2, unshuffle**2, 6, 10)
+    pixels = torch.nn.functional.pixel_shuffle(folded, unshuffle)
+    assert torch.equal(unfolded(folded, unshuffle), pixels)
+    means = torch.nn.functional.avg_pool2d(pixels, 2)[:, 0]
+    assert torch.allclose(halved(folded), means, atol=1e-6)
 
 
 def test_the_gate_of_a_selective_student_learns():
@@ -129,4 +140,8 @@ def test_a_gate_opens_beyond_what_is_retained_everywhere():
     bare = Student(Architecture())
     bare.load_state_dict({k: v for k, v in student.state_dict().items() if "keep" not in k})
     removed = bare.residual(torch.full((1, 1, 64, 64), 0.5))
-    assert torch.allclose(closed, removed - 0.4 * coarse_part(removed), atol=1e-6)
+    assert torch.allclose(closed, removed - 0.4 * _coarse(removed), atol=1e-6)
+
+
+def _coarse(removed):
+    return coarse_part(torch.nn.functional.avg_pool2d(removed, 2)[:, 0])
