@@ -28,34 +28,24 @@ from model.train import train
 
 CANDIDATES = {
     "16-32-48-64": "widths = [16, 32, 48, 64]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
-    "same, re-parameterised": (
+    "same, branches": (
         "widths = [16, 32, 48, 64]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]\n"
         'block = "reparameterised"'
     ),
-    "12-24-40-56, gated": (
-        'widths = [12, 24, 40, 56]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]\nblock = "gated"'
-    ),
-    "same, deeper below": (
-        "widths = [16, 32, 48, 64]\nencoder = [0, 1, 2, 4]\ndecoder = [1, 1, 1]"
-    ),
-    "same, deeper below and on top": (
-        "widths = [16, 32, 48, 64]\nencoder = [0, 1, 2, 4]\ndecoder = [2, 1, 1]"
-    ),
-    "deeper at 1/4 and below, re-parameterised (shipped, without its gate)": (
+    "deeper, branches": (
         "widths = [16, 32, 48, 64]\nencoder = [0, 2, 2, 4]\ndecoder = [1, 1, 1]\n"
         'block = "reparameterised"'
     ),
-    "24-32-48-80": "widths = [24, 32, 48, 80]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
+    "deeper below": "widths = [16, 32, 48, 64]\nencoder = [0, 1, 2, 4]\ndecoder = [1, 1, 1]",
     "12-24-32-48": "widths = [12, 24, 32, 48]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
+    "12-24-40-56, gated": (
+        'widths = [12, 24, 40, 56]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]\nblock = "gated"'
+    ),
+    "24-32-48-80": "widths = [24, 32, 48, 80]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
     "three levels": "widths = [16, 32, 64]\nencoder = [0, 1, 2]\ndecoder = [1, 1]",
-    "five levels": (
-        "widths = [16, 24, 32, 48, 64]\nencoder = [0, 1, 1, 1, 2]\ndecoder = [1, 1, 1, 1]"
-    ),
-    "unshuffle 4": "unshuffle = 4\nwidths = [32, 48, 64]\nencoder = [1, 1, 2]\ndecoder = [1, 1]",
-    "unshuffle 4, light": (
-        "unshuffle = 4\nwidths = [24, 32, 64]\nencoder = [0, 1, 1]\ndecoder = [1, 1]"
-    ),
+    "unshuffle 4": ("unshuffle = 4\nwidths = [24, 32, 64]\nencoder = [0, 1, 1]\ndecoder = [1, 1]"),
 }
+"""Branches are re-parameterised; "deeper, branches" is the shape of the shipped student."""
 RECIPE = """name = "pareto-{number}"
 threads = {threads}
 validation_scenes = 4
@@ -63,7 +53,7 @@ validation_steps = 2000
 
 [data]
 images = "{images}"
-smoothed_by = "quality"
+smoothed_by = "{smoothed_by}"
 scenes = 8000
 
 [optimiser]
@@ -95,6 +85,7 @@ def main() -> None:
                 number=number,
                 threads=arguments.threads,
                 images=arguments.images,
+                smoothed_by=arguments.smoothed_by,
                 steps=arguments.steps,
                 network=network,
             )
@@ -157,6 +148,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", default="../shared/data/train")
+    parser.add_argument("--smoothed-by", default="quality", help="bundle that prepares anatomy")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=Path("out/pareto"))
     return parser.parse_args()

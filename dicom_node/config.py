@@ -118,7 +118,7 @@ class DespeckleSection(_Section):
     """The student network."""
 
     bundle: str = "quality"
-    """Name of a packaged bundle, or the path of a bundle folder."""
+    """Name of a packaged bundle (quality, lesions), or the path of a bundle folder."""
     strength: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """0 leaves every pixel as it was, 1 removes all the speckle that the student finds."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -12,7 +12,10 @@ from PIL import Image
 
 from model import bundle, data, recipe
 from model.bundle import BundleError
+from model.evaluation.safety_grounds import Grounds, Size
+from model.evaluation.safety_measures import appeared, lesions_kept
 from model.recipe import Recipe, RecipeError
+from model.student import despeckled
 
 RECIPES = Path(__file__).parents[2] / "config" / "model"
 
@@ -181,8 +184,28 @@ def copy_of_the_shipped_bundle(tmp_path):
     return Path(shutil.copytree(bundle.BUNDLES / "quality", tmp_path / "bundle"))
 
 
-def test_the_shipped_bundle_passes_its_self_test():
-    bundle.load("quality").self_test()
+@pytest.mark.parametrize("folder", sorted(bundle.BUNDLES.iterdir()), ids=lambda one: one.name)
+def test_a_shipped_bundle_passes_its_self_test_and_has_a_card(folder):
+    shipped = bundle.load(folder.name)
+    shipped.self_test()
+    assert shipped.manifest.name == folder.name
+    assert len((folder / bundle.MODEL_CARD).read_text().splitlines()) > 10
+
+
+def test_the_bundle_for_lesions_trades_speckle_for_faint_lesions():
+    grounds = Grounds.make(
+        data.VALIDATION_SEED + 18, Size(faint=2, plain=0, even=2, blocks=0, frames=2)
+    )
+    faint = grounds.lesions[3.0]
+    kept, appears = {}, {}
+    for name in ("quality", "lesions"):
+        network = bundle.load(name).student
+        outputs = [despeckled(network, scene.noisy) for scene in faint]
+        kept[name] = lesions_kept(outputs, faint, 14)[1]
+        even = [despeckled(network, scene.noisy) for scene in grounds.even]
+        appears[name] = appeared(even, grounds.even)["10 px, dB"]
+    assert kept["lesions"] > 1.05 * kept["quality"]
+    assert appears["lesions"] > 1.2 * appears["quality"]
 
 
 def test_damaged_weights_are_refused(copy_of_the_shipped_bundle):
