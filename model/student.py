@@ -206,7 +206,7 @@ def halved(folded: Tensor) -> Tensor:
 
 
 def coarse_part(halves: Tensor, share: Tensor | float = 1.0) -> Tensor:
-    """A share of what is removed at the size of lesions: structures of about 10 pixels and more.
+    """A share of what is removed at the size of lesions: structures of about 8 pixels and more.
 
     A network that seeks the mean flattens a faint lesion that might as well be a whim of the
     speckle. A share of this part is therefore left in: the same everywhere, chosen at the export
@@ -225,8 +225,7 @@ def coarse_part(halves: Tensor, share: Tensor | float = 1.0) -> Tensor:
     Tensor, (batch, 1, rows, columns), float32
     """
     overlapping = F.avg_pool2d(halves, _COARSE_CELL_PX, _COARSE_CELL_PX // 2, 1, False, False)
-    smooth = F.avg_pool2d(F.pad(overlapping, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    kept = (share[:, 0] if isinstance(share, Tensor) else share) * smooth
+    kept = (share[:, 0] if isinstance(share, Tensor) else share) * overlapping
     scale = float(_COARSE_CELL_PX)
     part = F.interpolate(kept[None], scale_factor=scale, mode="bilinear", align_corners=False)
     return part[0][:, None]
