@@ -41,7 +41,7 @@ def export(
     name, version : str
         Of the release. Each call makes a new Device UID.
     retain : float, 0..1
-        Share of what is removed at the size of lesions that stays; `model.student.coarse_part`.
+        Share of what is removed at the size of lesions that stays; `model.coarse.coarse_part`.
     attribution : list of str, optional
         Sources of real images that the training used, as their licences ask.
     """

@@ -47,7 +47,7 @@ class NetworkSection(_Section):
     block: Literal["plain", "reparameterised", "gated"] = "plain"
     """Kind of convolution: one, several branches merged after training, or two multiplied."""
     selective: bool = False
-    """Whether the network says where coarse structures stay; see `model.student.coarse_part`."""
+    """Whether the network says where coarse structures stay; see `model.coarse.coarse_part`."""
     residual_blocks: tuple[int, ...] = (2, 2, 4, 6)
     """Of a teacher, by level, on the way down; all but the last also on the way up."""
 

@@ -26,6 +26,7 @@ FOUNDATION = set().union(*LAYERS)
 TOP = {"cli", "__main__"}
 MEASURED = {
     "array_simulation",
+    "coarse",
     "dncnn",
     "losses",
     "multiplicative",

@@ -5,16 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.coarse import coarse_part, halved, unfolded
 from model.dncnn import DnCNN
 from model.student import (
     BLOCKS,
     Architecture,
     Student,
-    coarse_part,
-    halved,
     multiply_accumulates,
     parameters,
-    unfolded,
 )
 
 
