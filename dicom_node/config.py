@@ -41,8 +41,12 @@ class ReceiveSection(_Section):
 
     host: str = "0.0.0.0"  # noqa: S104 - a PACS node listens on the hospital network
     """Address to listen on."""
+    plain: bool = True
+    """Listen on `port`, without encryption."""
     port: Port = 11112
     """TCP port to listen on."""
+    tls_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """TCP port to listen on with TLS; 2762 is the registered one, 0 is none. Needs `tls`."""
     require_called_ae_title: bool = True
     """Reject associations that call another AE title than ours."""
     require_known_caller: bool = False
@@ -62,6 +66,24 @@ class ReceiveSection(_Section):
     other_sop_classes: Literal["skip", "refuse"] = "skip"
     """Objects that are not ultrasound images (SR, SC, PDF): acknowledge and skip, or refuse."""
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """TCP ports listened on."""
+        return (self.port,) * self.plain + (self.tls_port,) * bool(self.tls_port)
+
+
+class TlsSection(_Section):
+    """Certificates, PEM files, for `receive.tls_port` and peers with ``tls = true``."""
+
+    certificate: str = ""
+    """This node's certificate, followed by those between it and the authority."""
+    key: str = ""
+    """Its private key, unencrypted, for the node's user alone to read."""
+    authorities: str = ""
+    """Certificates of the authorities (or peers) that are trusted; none else is."""
+    check_host_names: bool = True
+    """A called peer's certificate has to bear its `host`."""
+
 
 class Peer(_Section):
     """Another AE: a scanner, a router or a PACS."""
@@ -72,6 +94,8 @@ class Peer(_Section):
     """Its host name or address; needed where the node calls it."""
     port: Port | None = None
     """Its TCP port; needed where the node calls it."""
+    tls: bool = False
+    """It is called with TLS. Needs `tls`."""
     sends: bool = True
     """May send objects to this node."""
     addresses: tuple[str, ...] = ()
@@ -202,6 +226,7 @@ class Settings(_Section):
 
     node: NodeSection = NodeSection()
     receive: ReceiveSection = ReceiveSection()
+    tls: TlsSection = TlsSection()
     peers: dict[str, Peer] = {}
     assemble: AssembleSection = AssembleSection()
     despeckle: DespeckleSection = DespeckleSection()
@@ -211,6 +236,17 @@ class Settings(_Section):
     spool: SpoolSection = SpoolSection()
     ledger: LedgerSection = LedgerSection()
     log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _listens(self) -> Settings:
+        if not (self.receive.plain or self.receive.tls_port):
+            raise ValueError("receive.plain = false needs receive.tls_port; nobody could call")
+        return self
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether anything needs the certificates."""
+        return bool(self.receive.tls_port) or any(peer.tls for peer in self.peers.values())
 
     @property
     def spool_directory(self) -> Path:

@@ -185,10 +185,11 @@ class Deliverer:
         """The report is to come; one that was awaited in vain before counts as a failure."""
         self._log.info("commitment-requested", instances=len(deliveries))
         node = self._settings
+        ports = " or ".join(str(port) for port in node.receive.ports)
         error = Transient(
             "commitment-unanswered",
             f"peer {self._name!r} took the request but sent no report; see that it can reach "
-            f"{node.node.ae_title} at port {node.receive.port} and is allowed to report there",
+            f"{node.node.ae_title} at port {ports} and is allowed to report there",
         )
         now = datetime.now(UTC)
         for delivery in deliveries:

@@ -8,6 +8,7 @@ are on the disk; decoding comes later, in another process.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -34,7 +35,7 @@ from dicom_node.commit import read_report
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError, Permanent, Refused, Transient
 from dicom_node.ledger import Ledger
-from dicom_node.network import reactor
+from dicom_node.network import reactor, tls
 from dicom_node.network.admission import LOCAL_LIMIT, judge
 from dicom_node.network.contexts import ULTRASOUND, accepted_contexts
 from dicom_node.network.incoming import IncomingObject, Intake
@@ -76,7 +77,7 @@ class Receiver:
         self._connected: set[Association] = set()
         self._open: set[Association] = set()
         self._lock = threading.Lock()
-        self._server: ThreadedAssociationServer | None = None
+        self._servers: list[ThreadedAssociationServer] = []
         self._entity = self._application_entity()
 
     def _application_entity(self) -> AE:
@@ -98,7 +99,9 @@ class Receiver:
         Raises
         ------
         Permanent
-            The address cannot be listened on.
+            An address cannot be listened on.
+        ConfigError
+            The certificates for TLS are not usable.
         Transient
             The ledger does not answer.
         """
@@ -111,37 +114,48 @@ class Receiver:
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_N_EVENT_REPORT, self._on_report),
         ]
+        context = tls.serving(self._settings.tls) if section.tls_port else None
+        if section.plain:
+            self._listen(section.port, "receive.port", handlers)
+        if context is not None:
+            self._listen(section.tls_port, "receive.tls_port", handlers, context)
+
+    def _listen(
+        self,
+        port: int,
+        key: str,
+        handlers: list[EventHandlerType],
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        section = self._settings.receive
         try:
-            self._server = self._entity.start_server(
-                (section.host, section.port),
+            server = self._entity.start_server(
+                (section.host, port),
                 block=False,
+                ssl_context=context,
                 evt_handlers=handlers,
                 contexts=accepted_contexts(other_storage=section.other_sop_classes == "skip"),
             )
         except OSError as error:
+            self.stop()
             raise Permanent(
                 "cannot-listen",
-                f"receive.host, receive.port: cannot listen on {section.host}:{section.port} "
+                f"receive.host, {key}: cannot listen on {section.host}:{port} "
                 f"({type(error).__name__}); is another program using it?",
             ) from error
-        if self._server is not None and self._server.socket is not None:
+        if server is not None and server.socket is not None:
             # pynetdicom lets five connections wait, and a sixth try again after a second.
-            self._server.socket.listen(_BACKLOG)
-        _log.info("receive-started", host=section.host, port=self.port)
-
-    @property
-    def port(self) -> int:
-        """The TCP port listened on; differs from the configured one where that is 0."""
-        if self._server is None:
-            return self._settings.receive.port
-        return int(self._server.server_address[1])
+            server.socket.listen(_BACKLOG)
+            self._servers.append(server)
+        _log.info("receive-started", host=section.host, port=port, tls=context is not None)
 
     def stop(self, grace_seconds: float = 5.0) -> None:
         """Accept no more connections, let open associations finish, then abort them."""
-        server, self._server = self._server, None
-        if server is None:
+        servers, self._servers = self._servers, []
+        if not servers:
             return
-        server.shutdown()
+        for server in servers:
+            server.shutdown()
         _wait_until(lambda: not self._open, grace_seconds)
         for association in list(self._connected):
             if association in self._open:

@@ -35,12 +35,18 @@ def delivery_of(path: Path, number: int = 1, **changes: Any) -> Delivery:
     return Delivery(**(fields | changes))
 
 
-def settings_for(port: int, receive: dict[str, Any] | None = None, **peer: Any) -> Settings:
+def settings_for(
+    port: int,
+    receive: dict[str, Any] | None = None,
+    certificates: dict[str, Any] | None = None,
+    **peer: Any,
+) -> Settings:
     """Settings with one destination on loopback; short time-outs."""
     limits = {"acse_timeout_seconds": 5.0, "dimse_timeout_seconds": 5.0}
     destination = {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": port, "receives": True}
     return parse(
         {
+            "tls": certificates or {},
             "receive": limits | {"network_timeout_seconds": 5.0} | (receive or {}),
             "peers": {PEER: destination | peer},
         }

@@ -51,13 +51,17 @@ def arrival(instance: str = "1.2.3", series: str = "1.2", **changes: Any) -> Arr
 
 
 def receive_settings(
-    tmp_path: Path, peers: dict[str, Any] | None = None, **receive: Any
+    tmp_path: Path,
+    peers: dict[str, Any] | None = None,
+    tls: dict[str, Any] | None = None,
+    **receive: Any,
 ) -> Settings:
     section = {"host": LOOPBACK, "port": free_port(), "min_free_mb": 0} | receive
     return parse(
         {
             "node": {"ae_title": "NODE", "state_directory": str(tmp_path / "state")},
             "receive": section,
+            "tls": tls or {},
             "peers": peers or {},
         }
     )

@@ -22,7 +22,7 @@ from dicom_node.audit import EventName, event
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
-from dicom_node.network import associate
+from dicom_node.network import associate, tls
 from dicom_node.records import DeliveryState, Stage
 from dicom_node.service.edge import guarded
 
@@ -51,8 +51,11 @@ def check(settings: Settings, path: Path | None) -> int:
 
 
 def _findings(settings: Settings) -> Iterator[Finding]:
-    for one in (_state_directory, _port, _ledger, _bundle):
+    for one in (_state_directory, _ledger, _bundle):
         yield one(settings)
+    yield from _ports(settings)
+    if settings.uses_tls:
+        yield _certificates(settings)
     yield from _peers(settings)
 
 
@@ -74,8 +77,15 @@ def _state_directory(settings: Settings) -> Finding:
     return Finding("ok", key, f"'{folder}' {state}, {free:.0f} MB free")
 
 
-def _port(settings: Settings) -> Finding:
-    host, port, key = settings.receive.host, settings.receive.port, "receive.port"
+def _ports(settings: Settings) -> Iterator[Finding]:
+    section = settings.receive
+    if section.plain:
+        yield _port(section.host, section.port, "receive.port")
+    if section.tls_port:
+        yield _port(section.host, section.tls_port, "receive.tls_port")
+
+
+def _port(host: str, port: int, key: str) -> Finding:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -88,9 +98,20 @@ def _port(settings: Settings) -> Finding:
         if error.errno == errno.EACCES:
             text = f"{where}: not allowed; take one above 1023 or grant CAP_NET_BIND_SERVICE"
             return Finding("error", key, text)
-        text = f"{where}: {error.strerror or type(error).__name__}; correct receive.host or port"
+        text = f"{where}: {error.strerror or type(error).__name__}; correct receive.host or {key}"
         return Finding("error", key, text)
     return Finding("ok", key, f"{port} is free")
+
+
+def _certificates(settings: Settings) -> Finding:
+    def loaded() -> None:
+        tls.serving(settings.tls)
+        tls.calling(settings.tls)
+
+    failed = guarded(loaded)
+    if isinstance(failed, NodeError):
+        return Finding("error", "tls", failed.message)
+    return Finding("ok", "tls", "certificate, key and authorities load")
 
 
 def _ledger(settings: Settings) -> Finding:

@@ -20,7 +20,8 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.config import Peer, Settings
-from dicom_node.errors import Permanent, Transient
+from dicom_node.errors import ConfigError, Permanent, Transient
+from dicom_node.network import tls
 from dicom_node.network.status import Verdict, describe, verdict
 
 _config.STORE_SEND_CHUNKED_DATASET = True
@@ -88,7 +89,7 @@ def associate(
     Raises
     ------
     Transient
-        Not reachable, rejected, aborted or timed out.
+        Not reachable, rejected, aborted or timed out, or no usable certificates for TLS.
     Permanent
         The peer is not configured, or accepts no context whatever.
     """
@@ -168,12 +169,17 @@ def _request(
     where = f"peer {name!r} ({peer.ae_title} at {peer.host}:{peer.port})"
     window = _SendWindow(maxsize=_WINDOW_PDUS)
     try:
+        encrypted = (tls.calling(settings.tls), str(peer.host)) if peer.tls else None
+    except ConfigError as error:  # a certificate that is being renewed, perhaps
+        raise Transient(error.code, error.message) from error
+    try:
         association = ae.associate(
             str(peer.host),
             int(peer.port or 0),
             contexts=[*contexts, build_context(Verification)],
             ae_title=peer.ae_title,
             max_pdu=limits.max_pdu_bytes,
+            tls_args=encrypted,
             evt_handlers=[
                 (evt.EVT_FSM_TRANSITION, window.on_transition),
                 (evt.EVT_DATA_SENT, _acknowledge_at_once),
@@ -192,9 +198,10 @@ def _request(
             "contexts-rejected",
             f"{where} accepts none of the proposed SOP classes; enable them there",
         )
+    more = ", and that either side trusts the other's certificate" if peer.tls else ""
     raise Transient(
         "peer-unreachable",
-        f"{where} cannot be reached or does not answer; check host, port and that it runs",
+        f"{where} cannot be reached or does not answer; check host, port and that it runs{more}",
     )
 
 

@@ -23,6 +23,10 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.transport import AssociationSocket
 
+from dicom_node.service import log
+
+_log = log.get(__name__)
+
 _LONGEST_SLEEP_SECONDS: Final = 0.1
 """Timers (ARTIM, network) are looked at this often."""
 _LARGEST_PDU: Final = 1 << 24
@@ -130,6 +134,9 @@ class WideSocket(AssociationSocket):
         if connection is not None:
             self._poll.register(connection, select.POLLIN)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if isinstance(connection, ssl.SSLSocket):
+            # Readable may mean half a record or handshake; the wait for the rest has an end.
+            connection.settimeout(association.network_timeout)
 
     @property
     def ready(self) -> bool:
@@ -164,7 +171,7 @@ class WideSocket(AssociationSocket):
         filled = 0
         with memoryview(data) as view:
             while filled < nr_bytes:
-                count = connection.recv_into(view[filled:])
+                count = self._read(connection, view[filled:])
                 if count == 0:
                     break
                 filled += count
@@ -172,6 +179,15 @@ class WideSocket(AssociationSocket):
         if nr_bytes <= _SHORT:
             _acknowledge(connection)
         return data
+
+    def _read(self, connection: socket.socket, room: memoryview) -> int:
+        """Bytes read into `room`; TLS shakes hands with the first."""
+        try:
+            return connection.recv_into(room)
+        except ssl.SSLError as error:
+            address = self.assoc.requestor.address or ""
+            _log.warning("receive-tls-failed", reason=error.reason or "", address=address)
+            raise
 
 
 def _acknowledge(connection: socket.socket) -> None:

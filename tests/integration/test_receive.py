@@ -67,7 +67,7 @@ class Node:
 
     @property
     def port(self):
-        return self.receiver.port
+        return self.settings.receive.port
 
     @property
     def received(self):
