@@ -119,8 +119,9 @@ def _recipe(
         "threads = 1",
         "validation_scenes = 8",
         "validation_steps = 1000",
-        "[network]\nencoder = [0, 1, 2, 4]\ndecoder = [1, 1, 1]",
-        f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "quality"\nscenes = 8000',
+        "[network]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",
+        f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "{arguments.smoothed_by}"',
+        "scenes = 8000",
         f"[optimiser]\nminutes = 1000\nsteps = {arguments.steps}\nema_decay = 0.995",
         f"batch = {BATCH}\ncrop = {CROP}\nlearning_rate = 2e-3",
     ]
@@ -139,6 +140,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--images", default="../shared/data/train")
+    parser.add_argument("--smoothed-by", default="quality", help="bundle that prepares anatomy")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=Path("out/ablation"))
     return parser.parse_args()
