@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 Picture = NDArray[Any]
 CAPTION_PX, GAP_PX = 22, 6
 PAPER, INK = 255, 20
+LABEL_STEP_POINTS = 4
 REMOVED_MIDDLE = 128.0
 """Grey that stands for nothing removed."""
 
@@ -189,17 +190,32 @@ def pareto(
     axes.step(
         [ms for ms, _ in front], [value for _, value in front], where="post", color="0.8", zorder=1
     )
+    axes.set_xscale("log")
+    labels = []
     for name, (milliseconds, value) in points.items():
         axes.scatter(milliseconds, value, s=55, color=_colour(name), zorder=2)
-        axes.annotate(name, (milliseconds, value), xytext=(6, 5), textcoords="offset points")
-    axes.set_xscale("log")
+        labels.append(
+            axes.annotate(name, (milliseconds, value), xytext=(6, 5), textcoords="offset points")
+        )
     axes.set_xlabel("ms a frame, this machine (log scale)")
     axes.set_ylabel(quality)
     axes.set_title(title)
     axes.margins(x=0.15, y=0.1)
     axes.grid(which="major", color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
+    _set_apart(figure, labels)
     return _saved(figure, path)
+
+
+def _set_apart(figure: Any, labels: Sequence[Any]) -> None:
+    """Move labels down until none lies over another."""
+    figure.canvas.draw()
+    placed: list[Any] = []
+    for label in labels:
+        while any(label.get_window_extent().overlaps(other) for other in placed):
+            across, up = label.get_position()
+            label.set_position((across, up - LABEL_STEP_POINTS))
+        placed.append(label.get_window_extent())
 
 
 def _front(points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
