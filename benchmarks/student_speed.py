@@ -56,7 +56,6 @@ class Contender:
     network: str
     way: str
     run: Runner
-    turns: int
 
     @property
     def label(self) -> str:
@@ -93,12 +92,11 @@ def contenders(
     slow = DnCNN().folded()
     # Where bfloat16 is emulated, a single frame of DnCNN would take a minute.
     usable = [p for p in PRECISIONS if fastest("cpu") == "bfloat16" or not p.startswith(BFLOAT16)]
-    found = [Contender("DnCNN 17x64", f"torch {p}", runner(slow, p), 1) for p in usable]
-    several = partial(Contender, name, turns=options.student_turns)
-    found += [several(f"torch {p}", runner(network, p)) for p in PRECISIONS]
+    found = [Contender("DnCNN 17x64", f"torch {p}", runner(slow, p)) for p in usable]
+    found += [Contender(name, f"torch {p}", runner(network, p)) for p in PRECISIONS]
     if options.engines:
         found += [
-            several(engine, make(network, inputs[0], options.threads))
+            Contender(name, engine, make(network, inputs[0], options.threads))
             for engine, make in available(inputs).items()
         ]
     return found
@@ -106,19 +104,11 @@ def contenders(
 
 def measure(ways: list[Contender], frame: Tensor, rounds: int, console: Console) -> list[float]:
     """Median milliseconds of each contender."""
-    turns: dict[str, Callable[[], object]] = {
-        f"{way.label}/{turn}": partial(way.run, frame)
-        for turn in range(max(way.turns for way in ways))
-        for way in ways
-        if turn < way.turns
-    }
+    turns: dict[str, Callable[[], object]] = {way.label: partial(way.run, frame) for way in ways}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=len(turns) * (rounds + 1))
         times = interleaved(turns, rounds=rounds, after_each=lambda: progress.advance(task))
-    return [
-        float(np.median([times[f"{way.label}/{turn}"] for turn in range(way.turns)]))
-        for way in ways
-    ]
+    return [times[way.label] for way in ways]
 
 
 def compare(
@@ -172,8 +162,7 @@ def main() -> None:
         "--sizes", type=size, nargs="+", default=[(640, 480), (800, 600), (1024, 768)]
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="of DnCNN; the student runs more")
-    parser.add_argument("--student-turns", type=int, default=4, help="student runs in each round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-engines", dest="engines", action="store_false", help="torch alone")
     options = parser.parse_args()
 

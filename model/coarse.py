@@ -1,7 +1,4 @@
-"""The part of what a network removes that is as large as a lesion; channels to pixels.
-
-Written for frames whose channels lie last, where torch's own steps take a tenth of a frame's time.
-"""
+"""The part of what a network removes that is as large as a lesion."""
 
 from __future__ import annotations
 
@@ -11,25 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
+from model.folding import unfolded
+
 CELL_PX = 4
 """A gate says for cells of this side what stays."""
-
-
-def unfolded(folded: Tensor, unshuffle: int) -> Tensor:
-    """Channels back to pixels: `F.pixel_shuffle`, a third of its time where channels lie last.
-
-    Parameters
-    ----------
-    folded : Tensor, (batch, unshuffle ** 2, rows, columns)
-    unshuffle : int
-
-    Returns
-    -------
-    Tensor, (batch, 1, rows * unshuffle, columns * unshuffle)
-    """
-    batch, _, rows, columns = folded.shape
-    cells = folded.permute(0, 2, 3, 1).reshape(batch, rows, columns, unshuffle, unshuffle)
-    return cells.transpose(2, 3).reshape(batch, 1, rows * unshuffle, columns * unshuffle)
 
 
 def halved(folded: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.coarse import CELL_PX, coarse_part, halved, unfolded
+from model.coarse import CELL_PX, coarse_part, halved
+from model.folding import folded, unfolded
 from model.reparameterise import ReparameterisedConv
 
 
@@ -143,7 +144,7 @@ class Student(nn.Module):
         stride = self.architecture.stride
         pad = (0, -columns % stride, 0, -rows % stride)
         h = F.pad(x, pad, mode="replicate") if any(pad) else x
-        h = F.relu_(self.head(F.pixel_unshuffle(h, self.architecture.unshuffle)))
+        h = F.relu_(self.head(folded(h, self.architecture.unshuffle)))
         skips = []
         for level, stack in enumerate(self.encoder):
             h = stack(h)
@@ -154,14 +155,14 @@ class Student(nn.Module):
         for level in reversed(range(len(self.up))):
             h = self.decoder[level](self.up[level](h).add_(skips[level]))
             seen[level] = h
-        folded = self.tail(h)
-        removed = unfolded(folded, self.architecture.unshuffle)
+        tail = self.tail(h)
+        removed = unfolded(tail, self.architecture.unshuffle)
         retain = self.architecture.retain
         if self.keep is not None:
             kept = torch.sigmoid(self.keep(seen[self._keep_level]))
-            removed = removed - coarse_part(halved(folded), retain + (1 - retain) * kept)
+            removed = removed - coarse_part(halved(tail), retain + (1 - retain) * kept)
         elif retain:
-            removed = removed - coarse_part(halved(folded), retain)
+            removed = removed - coarse_part(halved(tail), retain)
         return removed[..., :rows, :columns], seen[max(0, len(self.up) - 1)]
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:

@@ -28,6 +28,7 @@ MEASURED = {
     "array_simulation",
     "coarse",
     "dncnn",
+    "folding",
     "losses",
     "multiplicative",
     "phantoms",

@@ -481,10 +481,25 @@ def test_agreement_counts_pixels_within_one_grey_level():
 def test_contenders_take_turns():
     order = []
     times = cost.interleaved(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2, warm_up=1
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        rounds=2,
+        warm_up=1,
+        turn_ms=0,
     )
     assert order == ["a", "b"] * 3
     assert set(times) == {"a", "b"}
+
+
+def test_a_turn_is_filled_with_repetitions_and_counts_as_their_median(monkeypatch):
+    now, durations = [0.0], [0.05, 0.01, 0.01, 9.0]
+
+    def work():
+        now[0] += durations.pop(0)
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    times = cost.interleaved({"a": work}, rounds=1, warm_up=0, turn_ms=65)
+    assert times == {"a": pytest.approx(10)}
+    assert durations == [9.0]
 
 
 class SmallDnCNN(DnCNN):

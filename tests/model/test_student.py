@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.coarse import coarse_part, halved, unfolded
+from model.coarse import coarse_part, halved
 from model.dncnn import DnCNN
+from model.folding import folded, unfolded
 from model.student import (
     BLOCKS,
     Architecture,
@@ -116,13 +117,20 @@ def test_an_unshuffle_that_has_no_cells_is_refused():
         Architecture(unshuffle=3)
 
 
-@pytest.mark.parametrize("unshuffle", [2, 4])
-def test_channels_become_pixels_and_means_of_pixels(unshuffle):
-    folded = torch.rand(2, unshuffle**2, 6, 10)
-    pixels = torch.nn.functional.pixel_shuffle(folded, unshuffle)
-    assert torch.equal(unfolded(folded, unshuffle), pixels)
-    means = torch.nn.functional.avg_pool2d(pixels, 2)[:, 0]
-    assert torch.allclose(halved(folded), means, atol=1e-6)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("side", [2, 4])
+def test_pixels_become_channels_and_return(side, gradients, kind):
+    pixels = torch.rand(2, 1, 8, 24).to(kind)
+    with torch.set_grad_enabled(gradients):
+        channels = folded(pixels, side)
+        assert torch.equal(channels, torch.nn.functional.pixel_unshuffle(pixels, side))
+        for layout in (torch.contiguous_format, torch.channels_last):
+            assert torch.equal(unfolded(channels.contiguous(memory_format=layout), side), pixels)
+        means = torch.nn.functional.avg_pool2d(pixels.float(), 2)[:, 0]
+        assert torch.allclose(halved(channels), means, atol=1e-6)
+        crop = torch.rand(2, 1, 8, 25).to(kind)[..., :24]
+        assert torch.equal(folded(crop, side), torch.nn.functional.pixel_unshuffle(crop, side))
 
 
 def test_the_gate_of_a_selective_student_learns():
