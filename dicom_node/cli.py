@@ -142,13 +142,35 @@ def process_files(
     from dicom_node.despeckle import Despeckler
     from dicom_node.service import log
 
-    _, settings = _settings(config)
+    settings = _with_strength(_settings(config)[1], strength)
     log.configure(settings.log.model_copy(update={"level": "error", "format": "console"}))
-    if strength is not None:
-        chosen = settings.despeckle.model_copy(update={"strength": strength})
-        settings = settings.model_copy(update={"despeckle": chosen})
     despeckler = Despeckler.load(settings.despeckle)
     raise typer.Exit(offline.process(inputs, output, despeckler, settings))
+
+
+@app.command("verify")
+def verify_files(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(exists=True, help="Sources and derived objects: files or folders of them."),
+    ],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a picture of each: before, after, removed."),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="That the objects were made with.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Check derived objects against their sources, and derive them again."""
+    from dicom_node.commands.verify import verify
+    from dicom_node.despeckle import Despeckler
+    from dicom_node.service import log
+
+    settings = _with_strength(_settings(config)[1], strength)
+    log.configure(settings.log.model_copy(update={"level": "error", "format": "console"}))
+    raise typer.Exit(verify(inputs, pictures, Despeckler.load(settings.despeckle), settings))
 
 
 @app.command("check-config")
@@ -199,6 +221,23 @@ def retry(
         raise typer.Exit(administer.retry(ledger, uid))
 
 
+@app.command()
+def audit(
+    uid: Annotated[
+        str | None,
+        typer.Argument(help="UID of a study, a series, a source or a derived object; else all."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    config: Config = None,
+) -> None:
+    """Show the audit trail: who did what to which object, when, with what outcome."""
+    from dicom_node.commands import administer
+
+    _, settings = _settings(config)
+    with _ledger(settings, must_exist=True) as ledger:
+        raise typer.Exit(administer.audit(ledger, uid, as_json=as_json))
+
+
 def _settings(config: Path | None) -> tuple[Path | None, Settings]:
     """The configuration and where it came from."""
     named = os.environ.get("DICOM_NODE_CONFIG", "")
@@ -206,6 +245,14 @@ def _settings(config: Path | None) -> tuple[Path | None, Settings]:
     if path is None and DEFAULT_CONFIG.exists():
         path = DEFAULT_CONFIG
     return (None, Settings()) if path is None else (path, load(path))
+
+
+def _with_strength(settings: Settings, strength: float | None) -> Settings:
+    """The settings with the strength of the command line, where it names one."""
+    if strength is None:
+        return settings
+    chosen = settings.despeckle.model_copy(update={"strength": strength})
+    return settings.model_copy(update={"despeckle": chosen})
 
 
 def _ledger(settings: Settings, *, must_exist: bool = False) -> Ledger:

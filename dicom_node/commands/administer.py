@@ -6,11 +6,12 @@ Each function prints for people and returns the exit status of its command.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from dicom_node.audit import EventName, event
+from dicom_node.audit import Event, EventName, event
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
@@ -237,6 +238,54 @@ def status(settings: Settings, ledger: Ledger) -> int:
         console.print("\nlast errors")
         console.print(errors)
     return int(bool(overview.stages.get(Stage.PARKED)) or low)
+
+
+def audit(ledger: Ledger, uid: str | None, *, as_json: bool) -> int:
+    """Print the audit trail, oldest first; 1 where nothing is known of `uid`.
+
+    Parameters
+    ----------
+    uid : str, optional
+        Study, series, source or derived instance that the lines have to name.
+    as_json : bool
+        An object a line, with the codes of PS3.15 A.5.3.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("when (UTC)", "event", "outcome", "who", "to", "object", "detail", box=None)
+    found = 0
+    for line in _trail(ledger):
+        if uid is not None and uid not in _uids(line):
+            continue
+        found += 1
+        if as_json:
+            typed = {"code": line.code.value, "meaning": line.code.meaning, **asdict(line)}
+            print(json.dumps(typed | {"at": line.at.isoformat()}))  # noqa: T201 - for programs
+            continue
+        named = next((one for one in reversed(_uids(line)) if one), "")
+        when = f"{line.at:%Y-%m-%d %H:%M:%S}"
+        row = (when, line.name, line.outcome.name.lower(), line.actor, line.destination, named)
+        table.add_row(*row, line.detail)
+    if not as_json:
+        console.print(table if found else "no such lines in the audit trail")
+    return int(uid is not None and not found)
+
+
+def _trail(ledger: Ledger) -> Iterator[Event]:
+    """Every line of the audit trail, a page at a time."""
+    number = 0
+    while page := ledger.events(after=number):
+        for number, line in page:  # noqa: B007 - the last number begins the next page
+            yield line
+
+
+def _uids(line: Event) -> list[str]:
+    """What a line names, from the study down to the derived object."""
+    return [
+        line.study_instance_uid,
+        line.series_instance_uid,
+        line.sop_instance_uid,
+        line.derived_instance_uid,
+    ]
 
 
 def _deliveries(console: Console, deliveries: dict[str, dict[DeliveryState, int]]) -> None:

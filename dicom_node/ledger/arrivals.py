@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from dicom_node.audit import Event, EventName
+from dicom_node.audit import Event, EventName, Outcome
 from dicom_node.errors import NodeError, Refused
 from dicom_node.ledger.schema import (
     Database,
@@ -266,4 +266,4 @@ def event_of(row: Row) -> Event:
     """The audit event of a row."""
     fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's documented name
     del fields["id"]
-    return replace(Event(**fields), name=EventName(row.name))
+    return replace(Event(**fields), name=EventName(row.name), outcome=Outcome(row.outcome))

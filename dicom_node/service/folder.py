@@ -38,21 +38,22 @@ class FileOutcome:
     error: NodeError | None = None
 
 
-def find_files(sources: Sequence[Path], output: Path) -> list[Path]:
+def find_files(sources: Sequence[Path], output: Path | None = None) -> list[Path]:
     """The files to process: each once, folders searched to any depth, by name.
 
     Parameters
     ----------
-    output : Path
+    output : Path, optional
         Left out of the search, so that a second run does not read the first one's results.
     """
-    excluded = output.resolve()
+    excluded = output.resolve() if output is not None else None
     found: dict[Path, None] = {}
     for source in sources:
         inside = sorted(source.rglob("*")) if source.is_dir() else [source]
         for path in inside:
             resolved = path.resolve()
-            if path.is_dir() or (source.is_dir() and resolved.is_relative_to(excluded)):
+            skipped = excluded is not None and resolved.is_relative_to(excluded)
+            if path.is_dir() or (source.is_dir() and skipped):
                 continue
             found.setdefault(resolved)
     return list(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
+from dicom_node.audit import EventName, event
 from dicom_node.demo.pacs import EmbeddedPacs
+from dicom_node.ledger import Ledger
 from tests.builders import write_us_instance
 from tests.peers import LOOPBACK, free_port, orthanc
 
@@ -52,6 +55,8 @@ def test_every_command_is_listed():
         "echo",
         "status",
         "retry",
+        "verify",
+        "audit",
     ]:
         assert re.search(rf"^\W*{name}\s", shown.stdout, re.MULTILINE), name
 
@@ -125,6 +130,27 @@ def test_status_of_a_node_that_never_ran_says_so(tmp_path):
     done = command("status", "--config", config(tmp_path))
     assert done.returncode == 78
     assert "holds no ledger" in done.stderr
+
+
+def test_audit_shows_the_lines_that_name_an_object_for_people_and_programs(tmp_path):
+    path = config(tmp_path)
+    (tmp_path / "state").mkdir()
+    with Ledger(f"sqlite:///{tmp_path}/state/ledger.sqlite3") as ledger:
+        for uid in ("1.2.3", "1.2.4"):
+            ledger.append_event(
+                event(
+                    EventName.INSTANCE_SENT, actor="NODE", destination="pacs", sop_instance_uid=uid
+                )
+            )
+    everything = command("audit", "--config", path)
+    assert everything.returncode == 0
+    assert everything.stdout.count("instance-sent") == 2
+    one = command("audit", "1.2.4", "--json", "--config", path)
+    (line,) = one.stdout.splitlines()
+    found = json.loads(line)
+    assert found["sop_instance_uid"] == "1.2.4"
+    assert (found["code"], found["outcome"]) == ("110104", 0)
+    assert command("audit", "1.2.5", "--config", path).returncode == 1
 
 
 def test_retry_wants_a_uid_or_all(tmp_path):
@@ -205,3 +231,56 @@ def test_commands_work_from_any_folder(tmp_path):
         [program, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"dicom-node \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.fixture(scope="module")
+def processed(tmp_path_factory):
+    """A source and what `process` made of it, in one folder."""
+    folder = tmp_path_factory.mktemp("processed")
+    source = write_us_instance(folder / "source.dcm")
+    assert command("process", source, "--output", folder / "derived").returncode == 0
+    return folder
+
+
+def test_verify_finds_what_process_made_right_and_shows_it(processed, tmp_path):
+    done = command("verify", processed, "--pictures", tmp_path / "pictures")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 derived objects, 0 wrong" in done.stdout
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+
+
+def test_verify_names_pixels_that_are_not_those_of_the_network(processed, tmp_path):
+    folder = shutil.copytree(processed, tmp_path / "changed")
+    (path,) = (folder / "derived").rglob("*.dcm")
+    derived = dcmread(path)
+    pixels = derived.pixel_array.copy()
+    pixels[pixels.shape[0] // 4 :] //= 2
+    derived.PixelData = pixels.tobytes()
+    derived.save_as(path)
+    done = command("verify", folder)
+    assert done.returncode == 1
+    assert re.search(r"pixels differ by over a grey level|outside the tissue", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--strength", "0.5"], "not that of this source, strength"),
+        (["--config", "lesions"], "another bundle than lesions"),
+    ],
+)
+def test_verify_names_another_strength_or_bundle(processed, tmp_path, options, words):
+    path = config(tmp_path, '[despeckle]\nbundle = "lesions"\n')
+    given = [path if option == "lesions" else option for option in options]
+    done = command("verify", processed, *given)
+    assert done.returncode == 1
+    assert words in done.stdout
+
+
+def test_verify_wants_the_source_and_something_to_verify(processed):
+    alone = command("verify", processed / "derived")
+    assert alone.returncode == 1
+    assert "is not among the files" in alone.stdout
+    nothing = command("verify", processed / "source.dcm")
+    assert nothing.returncode == 1
+    assert "0 derived objects" in nothing.stdout

@@ -1,12 +1,14 @@
-"""Judge what came back from the node, without the code that made it.
+"""Judge a derived object: by its source, without the code that made it; and by making it again.
 
-The checks are those that an auditor would make in any DICOM tool: same study and patient, same
-kind of object, one to one with its source, calibration and timing unchanged, provenance there,
-and no pixel changed outside the regions that the scanner declared as tissue.
+The checks of `compare` are those that an auditor would make in any DICOM tool: same study and
+patient, same kind of object, one to one with its source, calibration and timing unchanged,
+provenance there, and no pixel changed outside the regions that the scanner declared as tissue.
+`recompute` derives the object once more and compares UIDs and pixels.
 """
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,10 +20,16 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 
 from dicom_node.attributes.identity import is_own_output
+from dicom_node.config import Settings
 from dicom_node.decode import open_instance
+from dicom_node.pipeline import Despeckler, derive_instance
+from dicom_node.service.folder import write_into
 
 Frame = NDArray[np.uint8]
 _TWO_D: Final = 1
+_WHITE: Final = 255
+ROUNDING_SHARE: Final = 0.001
+"""Pixels that may differ by more than a grey level, as in the self-test of a bundle."""
 _VIVID: Final = 64
 """Channels of a pixel that differ by more than this, in grey levels, are colour to anyone."""
 _UNCHANGED: Final = (
@@ -102,6 +110,59 @@ def compare(source_path: Path, derived_path: Path) -> Comparison:
     nothing = np.zeros((1, 1), np.uint8)
     before, after = kept or (nothing, nothing)
     return Comparison(problems, frames, changed / max(total, 1), before, after)
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A derived object against the one that bundle and settings give now."""
+
+    same_uid: bool
+    """Equal SOP Instance UIDs: the same source, bundle, strength and pixel policy."""
+    differing: float
+    """Share of pixels that differ by more than a grey level, 0 to 1."""
+    largest: int
+    """Largest difference in grey levels."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is the same object, up to the rounding of another machine's arithmetic."""
+        return self.same_uid and self.differing <= ROUNDING_SHARE
+
+
+def recompute(
+    source_path: Path, derived_path: Path, despeckler: Despeckler, settings: Settings
+) -> Recomputed:
+    """Derive the object again and compare.
+
+    Raises
+    ------
+    Refused, Permanent, Transient
+        It cannot be derived.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        again = derive_instance(source_path, despeckler, settings, write_into(Path(folder)))
+        derived, other = dcmread(derived_path), dcmread(again.path)
+        largest = differing = total = 0
+        for one, two in zip(
+            iter_pixels(derived, raw=True), iter_pixels(other, raw=True), strict=False
+        ):
+            if one.shape != two.shape:
+                return Recomputed(same_uid=False, differing=1.0, largest=_WHITE)
+            difference = np.abs(one.astype(np.int16) - two)
+            largest = max(largest, int(difference.max()))
+            differing += int(np.count_nonzero(difference > 1))
+            total += difference.size
+        return Recomputed(
+            same_uid=str(derived.SOPInstanceUID) == again.identity.sop_instance_uid,
+            differing=differing / max(total, 1),
+            largest=largest,
+        )
+
+
+def source_of(derived: Dataset) -> str:
+    """SOP Instance UID of the source, from (0008,2112) *Source Image Sequence*; "" for none."""
+    items = derived.get("SourceImageSequence") or [Dataset()]
+    return str(items[0].get("ReferencedSOPInstanceUID", ""))
 
 
 def _attributes(source: Dataset, derived: Dataset) -> list[str]:
