@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
+from pydicom.sequence import Sequence
 
 from dicom_node.attributes.identity import is_own_output
 from dicom_node.config import Settings
@@ -170,7 +171,7 @@ def _attributes(source: Dataset, derived: Dataset) -> list[str]:
     problems = [
         f"{keyword} differs from the source"
         for keyword in _UNCHANGED
-        if source.get(keyword) != derived.get(keyword)
+        if _public(source.get(keyword)) != _public(derived.get(keyword))
     ]
     if derived.SOPInstanceUID == source.SOPInstanceUID:
         problems.append("SOPInstanceUID is the source's")
@@ -186,6 +187,20 @@ def _attributes(source: Dataset, derived: Dataset) -> list[str]:
     if not is_own_output(derived):
         problems.append("ContributingEquipmentSequence does not name the node")
     return problems
+
+
+def _public(value: object) -> object:
+    """A value; of the items of a sequence what is neither private nor a group length."""
+    if not isinstance(value, Sequence):
+        return value
+    return [
+        {
+            element.tag: _public(element.value)
+            for element in item
+            if not element.tag.is_private and element.tag.element
+        }
+        for item in value
+    ]
 
 
 def _protected(source: Dataset, rows: int, columns: int) -> NDArray[np.bool_]:

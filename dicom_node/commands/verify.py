@@ -17,6 +17,7 @@ from rich.progress import track
 
 from dicom_node.attributes.identity import is_own_output
 from dicom_node.config import Settings
+from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError
 from dicom_node.pictures import write_panel
 from dicom_node.pipeline import Despeckler
@@ -60,18 +61,18 @@ def verify(
 
 
 def _sorted(files: Iterable[Path]) -> tuple[dict[str, Path], dict[Path, Dataset]]:
-    """Sources by SOP Instance UID, derived objects by path; what is no DICOM file is left out."""
+    """Sources by SOP Instance UID, derived objects by path; what is neither is left out."""
     sources: dict[str, Path] = {}
     derived: dict[Path, Dataset] = {}
     for path in files:
         try:
             header = dcmread(path, stop_before_pixels=True)
-        except (InvalidDicomError, OSError):
+            if is_own_output(header):
+                derived[path] = header
+            else:
+                sources[str(open_instance(path).dataset.SOPInstanceUID)] = path
+        except (InvalidDicomError, OSError, NodeError):
             continue
-        if is_own_output(header):
-            derived[path] = header
-        elif "SOPInstanceUID" in header:
-            sources[str(header.SOPInstanceUID)] = path
     return sources, derived
 
 

@@ -20,6 +20,7 @@ from dicom_node.errors import NodeError
 from dicom_node.pipeline import Derived, derive_instance
 from dicom_node.regions import tissue_map
 from dicom_node.service.folder import write_into
+from dicom_node.verify import compare, recompute
 from tests.builders import MedianDespeckler
 from tests.conftest import EXAMPLES, sample_names
 from tests.peers import require_program
@@ -155,6 +156,15 @@ def plain(item: Dataset) -> list[tuple[str, object]]:
         for element in item
         if element.tag.element != 0 and not element.tag.is_private
     ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_auditor_finds_nothing_wrong(
+    name: str, derived: Derived, request: pytest.FixtureRequest
+) -> None:
+    source = source_of(name, request)
+    assert compare(source, derived.path).problems == []
+    assert recompute(source, derived.path, MedianDespeckler(), Settings()).largest == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
