@@ -85,15 +85,17 @@ def serve(config: Config = None) -> None:
 
 @app.command()
 def receive(config: Config = None) -> None:
-    """Run the receiver alone: C-STORE, C-ECHO and commitment reports."""
+    """Run the receiver alone: C-STORE, C-ECHO, commitment reports, figures over HTTP."""
     from dicom_node.receive import Receiver
     from dicom_node.service import log, process
     from dicom_node.spool import Spool
+    from dicom_node.watch import Watch
 
     _, settings = _settings(config)
     log.configure(settings.log, "receive")
-    with _ledger(settings) as ledger:
-        receiver = Receiver(settings, ledger, Spool(settings.spool_directory))
+    spool = Spool(settings.spool_directory)
+    with _ledger(settings) as ledger, Watch(settings, ledger, spool):
+        receiver = Receiver(settings, ledger, spool)
         raise typer.Exit(process.run("receiver", settings, receiver))
 
 

@@ -212,6 +212,15 @@ class LedgerSection(_Section):
     """SQLAlchemy URL; empty means SQLite in the state directory."""
 
 
+class WatchSection(_Section):
+    """Figures for a monitoring system over HTTP: ``/metrics`` and ``/healthz``."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; there is no password."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """TCP port to listen on, 0 for none."""
+
+
 class LogSection(_Section):
     """Structured logs on standard error."""
 
@@ -235,6 +244,7 @@ class Settings(_Section):
     retry: RetrySection = RetrySection()
     spool: SpoolSection = SpoolSection()
     ledger: LedgerSection = LedgerSection()
+    watch: WatchSection = WatchSection()
     log: LogSection = LogSection()
 
     @model_validator(mode="after")

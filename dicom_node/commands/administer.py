@@ -84,6 +84,8 @@ def _ports(settings: Settings) -> Iterator[Finding]:
         yield _port(section.host, section.port, "receive.port")
     if section.tls_port:
         yield _port(section.host, section.tls_port, "receive.tls_port")
+    if settings.watch.port:
+        yield _port(settings.watch.host, settings.watch.port, "watch.port")
 
 
 def _port(host: str, port: int, key: str) -> Finding:
