@@ -146,11 +146,7 @@ class _Figures(Collector):
             ("oldest_waiting_seconds", "Since the oldest unfinished instance arrived.", waited),
             ("open_associations", "Associations that deliver.", overview.open_associations),
             ("free_bytes", "Free disk of the spool.", self._spool.free_mb() * _MB),
-            (
-                "least_free_bytes",
-                "Below, receiving stops.",
-                self._settings.receive.min_free_mb * _MB,
-            ),
+            ("least_free_bytes", "Below, receiving stops.", least),
         ):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)
 
