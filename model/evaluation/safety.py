@@ -28,6 +28,7 @@ from model.evaluation.safety_measures import (
     DISCS_PX,
     PERIODS_PX,
     STANDS_OUT_DB,
+    STROKE_LENGTH_PX,
     TEXT_CHANGE_GREY,
     Figures,
     appeared,
@@ -45,10 +46,15 @@ ACROSS = 6
 GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "Structures in even speckle",
-        tuple(f"{diameter} px, {unit}" for diameter in DISCS_PX for unit in ("dB", "%")),
+        (
+            *(f"{diameter} px, {unit}" for diameter in DISCS_PX for unit in ("dB", "%")),
+            "stroke, dB",
+            "stroke, %",
+        ),
         (
             "How far a disc of this size stands out of its ring where the tissue is even: the "
-            f"95th percentile, and the share of places above {STANDS_OUT_DB:g} dB."
+            f"95th percentile, and the share of places above {STANDS_OUT_DB:g} dB. The same for "
+            f"the most conspicuous of strokes of {STROKE_LENGTH_PX} px in any direction."
         ),
     ),
     (

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, signal
 
 from model import metrics
 from model.baselines import Grey, Method
@@ -30,6 +30,8 @@ from model.evaluation.tables import mean
 DISCS_PX = (6, 10, 16, 24)
 """Structures looked for in even speckle."""
 STANDS_OUT_DB = 1.0
+STROKE_LENGTH_PX = 19
+"""Strokes looked for in even speckle: as long, and three pixels wide."""
 KEPT_SHARE = 0.5
 """Of its contrast, that a lesion needs to survive."""
 TEXT_CHANGE_GREY = 3.0
@@ -38,6 +40,9 @@ PERIODS_PX = (2, 4, 8, 16)
 """Of the grids that networks may draw."""
 SHIFT_MARGIN_PX = 28
 """Border in which a crop may change the output of a method."""
+_DIRECTIONS = 12
+_BESIDE_PX = (4, 8)
+"""From and to where, on either side of a stroke's middle, its surroundings lie."""
 _PHASES_PX, _LARGEST_SHIFT_PX = 4, PERIODS_PX[-1] // 2
 _PROFILE_PX, _PROFILE_STEP_PX, _ALONG_PX = 9.0, 0.25, 14.0
 
@@ -73,7 +78,7 @@ def lesions_kept(
 
 
 def appeared(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> Figures:
-    """How far discs stand out of even speckle: 95th percentile, dB, and share above 1 dB, %."""
+    """How far discs and strokes stand out of even speckle: 95 %, dB, and share above 1 dB, %."""
     found: Figures = {}
     for diameter in DISCS_PX:
         departures = np.concatenate(
@@ -84,12 +89,40 @@ def appeared(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> Figures:
                 for image, scene in zip(outputs, scenes, strict=True)
             ]
         )
-        level = np.abs(departures) / GREY_PER_DB
-        some = level.size > 0
-        found[f"{diameter} px, dB"] = float(np.percentile(level, 95)) if some else math.nan
-        share = float((level > STANDS_OUT_DB).mean()) if some else math.nan
-        found[f"{diameter} px, %"] = 100 * share
-    return found
+        found |= _standing_out(f"{diameter} px", departures)
+    strokes = [_strokes(image - scene.target) for image, scene in zip(outputs, scenes, strict=True)]
+    return found | _standing_out("stroke", np.concatenate(strokes))
+
+
+def _standing_out(label: str, departures: NDArray[np.floating]) -> Figures:
+    """95th percentile in dB, and share above the limit in %, of departures in grey levels."""
+    level = np.abs(departures) / GREY_PER_DB
+    if not level.size:
+        return {f"{label}, dB": math.nan, f"{label}, %": math.nan}
+    return {
+        f"{label}, dB": float(np.percentile(level, 95)),
+        f"{label}, %": 100 * float((level > STANDS_OUT_DB).mean()),
+    }
+
+
+def _strokes(error: Grey) -> NDArray[np.floating]:
+    """How far the most conspicuous stroke at every place stands out, grey levels."""
+    kernels = _stroke_kernels()
+    found = [np.abs(signal.fftconvolve(error, kernel, mode="valid")) for kernel in kernels]
+    strongest: NDArray[np.floating] = np.max(found, axis=0)
+    return strongest.ravel()
+
+
+def _stroke_kernels() -> Iterator[NDArray[np.float64]]:
+    """Mean along a stroke minus mean beside it, for each direction."""
+    reach = math.ceil(math.hypot(STROKE_LENGTH_PX / 2, _BESIDE_PX[1]))
+    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    for angle in np.arange(_DIRECTIONS) * np.pi / _DIRECTIONS:
+        along = np.abs(columns * np.cos(angle) + rows * np.sin(angle)) <= STROKE_LENGTH_PX / 2
+        across = np.abs(rows * np.cos(angle) - columns * np.sin(angle))
+        stroke = along & (across <= 1.5)  # noqa: PLR2004 px, half of its width
+        beside = along & (across >= _BESIDE_PX[0]) & (across <= _BESIDE_PX[1])
+        yield stroke / stroke.sum() - beside / beside.sum()
 
 
 def brightness_shifts(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> Figures:

@@ -124,6 +124,18 @@ def test_a_structure_that_is_not_there_is_found(grounds):
     assert appeared([identity(scene.noisy)], [scene])["6 px, dB"] > 1
 
 
+def test_a_stroke_that_is_not_there_is_found_in_any_direction(grounds):
+    scene = grounds.even[0]
+    rows, columns = np.mgrid[: scene.target.shape[0], : scene.target.shape[1]]
+    assert appeared([scene.target.copy()], [scene])["stroke, %"] == 0
+    for angle in (0.0, 0.6, 1.3):
+        across = (rows - 88) * np.cos(angle) - (columns - 88) * np.sin(angle)
+        invented = scene.target + 3 * GREY_PER_DB * (np.abs(across) <= 1)
+        found = appeared([invented.astype(np.float32)], [scene])
+        assert found["stroke, %"] > 1
+        assert found["stroke, %"] > found["10 px, %"]
+
+
 def test_brightness_that_moves_is_told_by_class(grounds):
     dark = [scene.noisy.astype(np.float32) for scene in grounds.blocks]
     for image, scene in zip(dark, grounds.blocks, strict=True):
