@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -29,12 +28,11 @@ START_SECONDS = 30.0
 
 
 def require_program(name: str) -> str:
-    """Path of a system program; the virtual environment's namesakes (pynetdicom's) do not count."""
-    own = Path(sys.prefix).resolve()
+    """Path of a system program; namesakes in virtual environments (pynetdicom's) do not count."""
     folders = [
         folder
         for folder in [*os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", "/usr/local/bin"]
-        if folder and own not in [Path(folder).resolve(), *Path(folder).resolve().parents]
+        if folder and not (Path(folder).parent / "pyvenv.cfg").exists()
     ]
     found = shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
