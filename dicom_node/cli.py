@@ -102,7 +102,7 @@ def receive(config: Config = None) -> None:
 @app.command()
 def work(config: Config = None) -> None:
     """Run a worker alone: derive, send, commit and audit."""
-    from dicom_node.despeckle import Despeckler
+    from dicom_node.despeckle import load_all
     from dicom_node.service import log, process
     from dicom_node.spool import Spool
     from dicom_node.worker import Worker
@@ -110,8 +110,8 @@ def work(config: Config = None) -> None:
     _, settings = _settings(config)
     log.configure(settings.log, "work")
     with _ledger(settings) as ledger:
-        despeckler = Despeckler.load(settings.despeckle)
-        worker = Worker(settings, ledger, Spool(settings.spool_directory), despeckler)
+        spool = Spool(settings.spool_directory)
+        worker = Worker(settings, ledger, spool, load_all(settings))
         raise typer.Exit(process.run("worker", settings, worker, lambda: worker.is_well))
 
 
@@ -167,12 +167,12 @@ def verify_files(
 ) -> None:
     """Check derived objects against their sources, and derive them again."""
     from dicom_node.commands.verify import verify
-    from dicom_node.despeckle import Despeckler
+    from dicom_node.despeckle import load_all
     from dicom_node.service import log
 
     settings = _with_strength(_settings(config)[1], strength)
     log.configure(settings.log.model_copy(update={"level": "error", "format": "console"}))
-    raise typer.Exit(verify(inputs, pictures, Despeckler.load(settings.despeckle), settings))
+    raise typer.Exit(verify(inputs, pictures, load_all(settings).values(), settings))
 
 
 @app.command("check-config")

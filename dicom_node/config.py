@@ -100,6 +100,8 @@ class Peer(_Section):
     """May send objects to this node."""
     addresses: tuple[str, ...] = ()
     """Addresses or CIDR networks it may call from; empty means any."""
+    bundle: str = ""
+    """Model bundle for what it sends; empty means `despeckle.bundle`."""
     receives: bool = False
     """Derived series are sent to it."""
     confirm: Literal["commitment", "query", "none"] = "commitment"
@@ -272,6 +274,20 @@ class Settings(_Section):
     def destinations(self) -> dict[str, Peer]:
         """Peers that derived series are sent to, by name."""
         return {name: peer for name, peer in self.peers.items() if peer.receives}
+
+    @property
+    def bundles(self) -> dict[str, str]:
+        """Model bundles in use, each with the key that names it first."""
+        found = {self.despeckle.bundle: "despeckle.bundle"}
+        for name, peer in self.peers.items():
+            if peer.bundle:
+                found.setdefault(peer.bundle, f"peers.{name}.bundle")
+        return found
+
+    def bundle_for(self, ae_title: str) -> str:
+        """Model bundle for what the AE that calls itself `ae_title` sends."""
+        peer = self.peer_of(ae_title)
+        return peer.bundle if peer and peer.bundle else self.despeckle.bundle
 
     def peer_of(self, ae_title: str) -> Peer | None:
         """The peer that calls itself `ae_title`."""

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dicom_node.config import DespeckleSection
+from dicom_node.config import DespeckleSection, Settings
 from dicom_node.errors import ConfigError, Permanent, Transient
 from dicom_node.records import BundleInfo
 from model import bundle as bundles
@@ -74,8 +74,14 @@ class Despeckler:
             raise Permanent("self-test-failed", str(error)) from error
 
     @classmethod
-    def load(cls, settings: DespeckleSection) -> Despeckler:
+    def load(cls, settings: DespeckleSection, key: str = "despeckle.bundle") -> Despeckler:
         """Load the configured bundle on the configured device.
+
+        Parameters
+        ----------
+        settings : DespeckleSection
+        key : str
+            That names the bundle in the configuration, for errors.
 
         Raises
         ------
@@ -87,7 +93,7 @@ class Despeckler:
         try:
             bundle = bundles.load(settings.bundle)
         except bundles.BundleError as error:
-            raise ConfigError("bundle-unusable", f"despeckle.bundle: {error}") from error
+            raise ConfigError("bundle-unusable", f"{key}: {error}") from error
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -162,6 +168,14 @@ class Despeckler:
         return np.asarray(
             despeckled.round_().clamp_(0, 255).to(torch.uint8)[:, 0].cpu().numpy(), dtype=np.uint8
         )
+
+
+def load_all(settings: Settings) -> dict[str, Despeckler]:
+    """Load every bundle in use, by what the configuration calls it; see `Despeckler.load`."""
+    return {
+        bundle: Despeckler.load(settings.despeckle.model_copy(update={"bundle": bundle}), key)
+        for bundle, key in settings.bundles.items()
+    }
 
 
 def fastest(device: str) -> str:

@@ -13,7 +13,7 @@ import random
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final, Self
@@ -78,18 +78,25 @@ class Worker:
     settings : Settings
     ledger, spool
         Shared with the receiver.
-    despeckler : Despeckler
-        The loaded student.
+    despecklers : mapping of str to Despeckler
+        Loaded students of all of `Settings.bundles`.
     """
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, spool: Spool, despeckler: Despeckler
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        spool: Spool,
+        despecklers: Mapping[str, Despeckler],
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._spool = spool
         self._stop = threading.Event()
-        self._despeckler = _Interruptible(despeckler, self._stop)
+        self._despecklers = {
+            bundle: _Interruptible(despeckler, self._stop)
+            for bundle, despeckler in despecklers.items()
+        }
         self._leases = Leases(ledger)
         self._schedule = Schedule(sweeps(settings, ledger, spool))
         # Destinations that were removed from the configuration still have deliveries to park.
@@ -169,7 +176,7 @@ class Worker:
         _log.info("derive-started", attempt=instance.attempts, size=instance.size, **uids)
         derived = derive_instance(
             instance.source_path,
-            self._despeckler,
+            self._despecklers[self._settings.bundle_for(instance.calling_ae)],
             self._settings,
             lambda relative, chunks: self._spool.write(chunks, relative),
             work_directory=self._spool.incoming,

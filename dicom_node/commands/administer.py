@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,8 +53,9 @@ def check(settings: Settings, path: Path | None) -> int:
 
 
 def _findings(settings: Settings) -> Iterator[Finding]:
-    for one in (_state_directory, _ledger, _bundle):
-        yield one(settings)
+    yield _state_directory(settings)
+    yield _ledger(settings)
+    yield from _bundles(settings)
     yield from _ports(settings)
     if settings.uses_tls:
         yield _certificates(settings)
@@ -135,19 +137,18 @@ def _ledger(settings: Settings) -> Finding:
     return Finding("ok", "ledger.url", "the ledger opens")
 
 
-def _bundle(settings: Settings) -> Finding:
-    key = "despeckle.bundle"
+def _bundles(settings: Settings) -> Iterator[Finding]:
+    from dicom_node.despeckle import Despeckler
 
-    def loaded() -> str:
-        from dicom_node.despeckle import Despeckler
-
-        bundle = Despeckler.load(settings.despeckle).bundle
-        return f"{bundle.name} {bundle.version} passes its self-test on {bundle.runtime}"
-
-    result = guarded(loaded)
-    if isinstance(result, NodeError):
-        return Finding("error", key, result.message.removeprefix(f"{key}: "))
-    return Finding("ok", key, result)
+    for name, key in settings.bundles.items():
+        section = settings.despeckle.model_copy(update={"bundle": name})
+        loaded = guarded(partial(Despeckler.load, section, key))
+        if isinstance(loaded, NodeError):
+            yield Finding("error", key, loaded.message.removeprefix(f"{key}: "))
+            continue
+        bundle = loaded.bundle
+        text = f"{bundle.name} {bundle.version} passes its self-test on {bundle.runtime}"
+        yield Finding("ok", key, text)
 
 
 def _peers(settings: Settings) -> Iterator[Finding]:

@@ -26,7 +26,10 @@ from dicom_node.verify import compare, recompute, source_of
 
 
 def verify(
-    inputs: Sequence[Path], pictures: Path | None, despeckler: Despeckler, settings: Settings
+    inputs: Sequence[Path],
+    pictures: Path | None,
+    despecklers: Iterable[Despeckler],
+    settings: Settings,
 ) -> int:
     """Verify every derived object below `inputs` whose source is there as well.
 
@@ -36,7 +39,8 @@ def verify(
         Files and folders with sources and derived objects, in any order.
     pictures : Path, optional
         Folder for a picture of each: before, after, removed.
-    despeckler : Despeckler
+    despecklers : iterable of Despeckler
+        An object is derived again by the one whose Device UID it bears.
     settings : Settings
         Strength and regions that the objects are said to be made with.
 
@@ -47,7 +51,9 @@ def verify(
     """
     console = Console(highlight=False, soft_wrap=True)
     sources, derived = _sorted(find_files(inputs, pictures))
-    verifier = _Verifier(sources, pictures, despeckler, settings)
+    verifier = _Verifier(
+        sources, pictures, {one.bundle.device_uid: one for one in despecklers}, settings
+    )
     wrong = 0
     progress = Console(stderr=True)
     for path in track(list(derived), "verifying", console=progress, transient=True):
@@ -82,7 +88,8 @@ class _Verifier:
 
     sources: Mapping[str, Path]
     pictures: Path | None
-    despeckler: Despeckler
+    despecklers: Mapping[str, Despeckler]
+    """By (0018,1002) *Device UID* of the bundle."""
     settings: Settings
 
     def problems(self, path: Path, header: Dataset) -> list[str]:
@@ -96,11 +103,14 @@ class _Verifier:
             found = compare(source, path)
             if self.pictures is not None:
                 write_panel(found.before, found.after, self.pictures / f"{path.stem}.png")
-            again = recompute(source, path, self.despeckler, self.settings)
+            despeckler = self._despeckler_of(header)
+            if despeckler is None:
+                return [*found.problems, self._other_bundle()]
+            again = recompute(source, path, despeckler, self.settings)
         except NodeError as error:
             return [f"{error.message} [{error.code}]"]
         if not again.same_uid:
-            return [*found.problems, self._other_process(header)]
+            return [*found.problems, _OTHER_SETTINGS]
         if not again.agrees:
             share, largest = f"{again.differing:.2%}", again.largest
             differs = (
@@ -109,16 +119,21 @@ class _Verifier:
             return [*found.problems, differs]
         return found.problems
 
-    def _other_process(self, header: Dataset) -> str:
-        """Why the UIDs differ: the bundle, or the settings."""
+    def _despeckler_of(self, header: Dataset) -> Despeckler | None:
+        """The one that an object says made it."""
         equipment = header.get("ContributingEquipmentSequence") or ()
-        ours = self.despeckler.bundle
-        if ours.device_uid not in [str(item.get("DeviceUID", "")) for item in equipment]:
-            return (
-                f"made with another bundle than {ours.name} {ours.version}; name that bundle in "
-                "despeckle.bundle"
-            )
+        named = (self.despecklers.get(str(item.get("DeviceUID", ""))) for item in equipment)
+        return next((one for one in named if one is not None), None)
+
+    def _other_bundle(self) -> str:
+        ours = (f"{one.bundle.name} {one.bundle.version}" for one in self.despecklers.values())
         return (
-            "SOP Instance UID: not that of this source, strength and pixel policy; see (0008,2111) "
-            "for the strength and give it with --strength"
+            f"made with another bundle than {' and '.join(ours)}; name that bundle in "
+            "despeckle.bundle"
         )
+
+
+_OTHER_SETTINGS = (
+    "SOP Instance UID: not that of this source, strength and pixel policy; see (0008,2111) for the "
+    "strength and give it with --strength"
+)

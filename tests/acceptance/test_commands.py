@@ -277,6 +277,20 @@ def test_verify_names_another_strength_or_bundle(processed, tmp_path, options, w
     assert words in done.stdout
 
 
+def test_verify_takes_the_bundle_that_made_it(processed, tmp_path):
+    text = '[despeckle]\nbundle = "lesions"\n[peers.us]\nae_title = "US"\nbundle = "quality"\n'
+    done = command("verify", processed, "--config", config(tmp_path, text))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_check_config_names_the_peer_whose_bundle_is_not_there(tmp_path):
+    text = '[peers.us]\nae_title = "US"\nbundle = "/no/such"\n'
+    done = command("check-config", "--config", config(tmp_path, text))
+    assert done.returncode == 1
+    assert "peers.us.bundle: " in done.stdout
+    assert "/no/such" in done.stdout
+
+
 def test_verify_wants_the_source_and_something_to_verify(processed):
     alone = command("verify", processed / "derived")
     assert alone.returncode == 1

@@ -63,7 +63,7 @@ def spool(settings) -> Spool:
 _numbers = itertools.count(1)
 
 
-def arrive(ledger: Ledger, spool: Spool, **options) -> str:
+def arrive(ledger: Ledger, spool: Spool, calling_ae: str = "US1", **options) -> str:
     """Record one object as the receiver would; return its SOP Instance UID."""
     number = next(_numbers)
     temporary = write_us_instance(spool.incoming / f"{number}", instance=number, **options)
@@ -84,7 +84,7 @@ def arrive(ledger: Ledger, spool: Spool, **options) -> str:
             len(content),
             hashlib.sha256(content).hexdigest(),
             "association",
-            "US1",
+            calling_ae,
             datetime.now(UTC),
         )
     )
@@ -93,8 +93,9 @@ def arrive(ledger: Ledger, spool: Spool, **options) -> str:
 
 
 @contextmanager
-def working(settings, ledger, spool, despeckler=None):
-    with worker.Worker(settings, ledger, spool, despeckler or MedianDespeckler()) as one:
+def working(settings, ledger, spool, despeckler=None, others=None):
+    despecklers = {settings.despeckle.bundle: despeckler or MedianDespeckler()} | (others or {})
+    with worker.Worker(settings, ledger, spool, despecklers) as one:
         yield one
 
 
@@ -114,6 +115,22 @@ def test_instance_goes_all_the_way(settings, ledger, spool, pacs):
     assert names.index(EventName.SERIES_RELEASED) < names.index(EventName.INSTANCE_SENT)
     assert names[-1] == EventName.INSTANCE_COMPLETED
     assert EventName.INSTANCE_CONFIRMED in names
+
+
+def test_bundle_is_the_one_for_the_sender(tmp_path, ledger, spool):
+    document = {
+        "node": {"state_directory": str(tmp_path)},
+        "peers": {
+            "breast": {"ae_title": "BREAST", "bundle": "other"},
+            "plain": {"ae_title": "US1"},
+        },
+    }
+    default, other = MedianDespeckler(), MedianDespeckler()
+    uids = [arrive(ledger, spool, ae) for ae in ("US1", "BREAST", "UNKNOWN")]
+    with working(parse(document), ledger, spool, default, {"other": other}):
+        for uid in uids:
+            wait_stage(ledger, uid, Stage.DONE)
+    assert len(default.seen) == 2 * len(other.seen) > 0
 
 
 def test_without_destinations_an_instance_ends_in_the_spool(tmp_path, ledger, spool):
