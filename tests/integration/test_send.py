@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 from pydicom import dcmread
@@ -272,6 +273,9 @@ class _StallingRelay:
     def __exit__(self, *details):
         self._over.set()
         for one in [self._listener, *self._sockets]:
+            # Closing alone does not wake who waits in it; a PACS would never see its peer go.
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
             one.close()
 
     def _serve(self):
