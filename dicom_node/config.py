@@ -276,13 +276,16 @@ class Settings(_Section):
         return {name: peer for name, peer in self.peers.items() if peer.receives}
 
     @property
-    def bundles(self) -> dict[str, str]:
-        """Model bundles in use, each with the key that names it first."""
+    def bundles(self) -> dict[str, DespeckleSection]:
+        """How each model bundle in use is loaded, by the key that names it first."""
         found = {self.despeckle.bundle: "despeckle.bundle"}
         for name, peer in self.peers.items():
             if peer.bundle:
                 found.setdefault(peer.bundle, f"peers.{name}.bundle")
-        return found
+        return {
+            key: self.despeckle.model_copy(update={"bundle": bundle})
+            for bundle, key in found.items()
+        }
 
     def bundle_for(self, ae_title: str) -> str:
         """Model bundle for what the AE that calls itself `ae_title` sends."""

@@ -173,8 +173,7 @@ class Despeckler:
 def load_all(settings: Settings) -> dict[str, Despeckler]:
     """Load every bundle in use, by what the configuration calls it; see `Despeckler.load`."""
     return {
-        bundle: Despeckler.load(settings.despeckle.model_copy(update={"bundle": bundle}), key)
-        for bundle, key in settings.bundles.items()
+        section.bundle: Despeckler.load(section, key) for key, section in settings.bundles.items()
     }
 
 

@@ -79,7 +79,7 @@ class Worker:
     ledger, spool
         Shared with the receiver.
     despecklers : mapping of str to Despeckler
-        Loaded students of all of `Settings.bundles`.
+        Loaded students of all of `Settings.bundles`, by what the configuration calls the bundle.
     """
 
     def __init__(

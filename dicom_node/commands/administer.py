@@ -140,8 +140,7 @@ def _ledger(settings: Settings) -> Finding:
 def _bundles(settings: Settings) -> Iterator[Finding]:
     from dicom_node.despeckle import Despeckler
 
-    for name, key in settings.bundles.items():
-        section = settings.despeckle.model_copy(update={"bundle": name})
+    for key, section in settings.bundles.items():
         loaded = guarded(partial(Despeckler.load, section, key))
         if isinstance(loaded, NodeError):
             yield Finding("error", key, loaded.message.removeprefix(f"{key}: "))
