@@ -4,7 +4,7 @@ Networks are run at every setting over scenes of their own seed: 3 dB lesions an
 either simulator, validation scenes, a still tissue under fresh speckle. Classical methods on such
 scenes are in the safety protocol.
 
-    python benchmarks/lesion_trade.py --run teacher=runs/teacher --bundle quality --retain 0 0.3 0.5
+    python benchmarks/lesion_trade.py --bundle quality --retain 0 0.3 0.1/0.4
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def main() -> None:
     scenes = validation_set(arguments.scenes, SEED)
     rows = []
     for name, network in _networks(arguments).items():
-        for share in arguments.retain:
-            network.architecture = replace(network.architecture, retain=share)
+        for shares in arguments.retain:
+            retain, wide = _shares(shares)
+            network.architecture = replace(network.architecture, retain=retain, retain_wide=wide)
             figures = _figures(partial(_applied, network), grounds, scenes)
-            rows.append({"method": f"{name}, retain {share:g}"} | figures)
+            rows.append({"method": f"{name}, retain {shares}"} | figures)
     kept = tuple(f"kept {d} px" for d in DIAMETERS_PX)
     survive = tuple(f"survive {d} px" for d in DIAMETERS_PX)
     columns = ("method", "PSNR dB", "gcnr", "even, 95 % dB", "flicker", *kept, *survive)
@@ -88,6 +89,12 @@ def _gcnr(image: Grey, scene: Scene) -> float:
     return float(np.mean([metrics.gcnr(image, one.mask, one.ring) for one in large]))
 
 
+def _shares(text: str) -> tuple[float, float]:
+    """`retain` and `retain_wide`."""
+    retain, _, wide = text.partition("/")
+    return float(retain), float(wide or 0)
+
+
 def _networks(arguments: argparse.Namespace) -> dict[str, Student]:
     """Runs and bundles by label."""
     found: dict[str, Student] = {}
@@ -103,7 +110,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", action="append", default=[], metavar="LABEL=FOLDER")
     parser.add_argument("--bundle", action="append", default=[])
-    parser.add_argument("--retain", type=float, nargs="+", default=[0, 0.3, 0.5, 0.75])
+    parser.add_argument(
+        "--retain",
+        nargs="+",
+        default=["0", "0.3", "0.1/0.4"],
+        metavar="SHARE[/WIDE]",
+        help="as of `export`: --retain, and --retain-wide after a slash",
+    )
     parser.add_argument("--scenes", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("out/lesion-trade"))

@@ -169,6 +169,10 @@ def export(
         float,
         typer.Option(min=0, max=1, help="Share of what is removed at lesions' size that stays."),
     ] = 0.0,
+    retain_wide: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the rest, from 16 pixels on, that stays too."),
+    ] = 0.0,
     attribution: Annotated[
         list[str] | None, typer.Option(help="Source of real images used; may be repeated.")
     ] = None,
@@ -184,6 +188,7 @@ def export(
             name=name,
             version=version,
             retain=retain,
+            retain_wide=retain_wide,
             attribution=attribution,
         )
     except BundleError as error:

@@ -33,12 +33,13 @@ def halved(folded: Tensor) -> Tensor:
     return unfolded(means.flatten(1, 2), side)[:, 0]
 
 
-def coarse_part(halves: Tensor, share: Tensor | float = 1.0) -> Tensor:
-    """A share of what is removed at the size of lesions: structures of about 8 pixels and more.
+def coarse_part(halves: Tensor, share: Tensor | float = 1.0, wide_share: float = 0.0) -> Tensor:
+    """Shares of what is removed at the size of lesions: of 8 pixels and more, of 16 and more.
 
     A network that seeks the mean flattens a faint lesion that might as well be a whim of the
     speckle. A share of this part is therefore left in: the same everywhere, chosen at the export
-    from the measured trade between lesions kept and decibels, or what the network says.
+    from the measured trade between lesions kept and decibels, or what the network says. Means over
+    wider surroundings hold less speckle, so that more of them may stay.
 
     Parameters
     ----------
@@ -46,7 +47,9 @@ def coarse_part(halves: Tensor, share: Tensor | float = 1.0) -> Tensor:
         What is removed, means over 2x2 pixels. Three axes and float32 because one channel that lies
         channels-last, or bfloat16, is slow to pool. Sides are even.
     share : float or Tensor, (batch, 1, rows / 4, columns / 4)
-        0..1.
+        Of structures of about 8 pixels and more, 0..1.
+    wide_share : float
+        Of structures of about 16 pixels and more, 0..1 of what `share` leaves of them.
 
     Returns
     -------
@@ -54,6 +57,17 @@ def coarse_part(halves: Tensor, share: Tensor | float = 1.0) -> Tensor:
     """
     overlapping = F.avg_pool2d(halves, CELL_PX, CELL_PX // 2, 1, False, False)
     kept = (share[:, 0] if isinstance(share, Tensor) else share) * overlapping
+    if wide_share:
+        kept = kept + wide_share * _widened(overlapping - kept)
     scale = float(CELL_PX)
     part = F.interpolate(kept[None], scale_factor=scale, mode="bilinear", align_corners=False)
     return part[0][:, None]
+
+
+def _widened(cells: Tensor) -> Tensor:
+    """Means over 5x5 cells, tapering as 1, 2, 3, 2, 1; the border cells go on outside."""
+    h = F.pad(cells, (2, 2, 2, 2), mode="replicate")
+    for _ in range(2):
+        h = h[:, :-2] + h[:, 1:-1] + h[:, 2:]
+        h = h[..., :-2] + h[..., 1:-1] + h[..., 2:]
+    return h / 81

@@ -28,6 +28,7 @@ def export(
     name: str,
     version: str,
     retain: float = 0.0,
+    retain_wide: float = 0.0,
     attribution: list[str] | None = None,
 ) -> bundles.Bundle:
     """Write a bundle and load it again.
@@ -40,8 +41,8 @@ def export(
         Folder of bundles; this one goes into ``output/<name>``.
     name, version : str
         Of the release. Each call makes a new Device UID.
-    retain : float, 0..1
-        Share of what is removed at the size of lesions that stays; `model.coarse.coarse_part`.
+    retain, retain_wide : float, 0..1
+        Shares of what is removed at the size of lesions that stay; `model.coarse.coarse_part`.
     attribution : list of str, optional
         Sources of real images that the training used, as their licences ask.
     """
@@ -54,7 +55,7 @@ def export(
             f"{checkpoint}: the run trained a {run.kind}; only a student makes a bundle"
         )
     student = merge(run.network).eval()
-    architecture = replace(student.architecture, retain=retain)
+    architecture = replace(student.architecture, retain=retain, retain_wide=retain_wide)
     if architecture.block == "reparameterised":
         architecture = replace(architecture, block="plain")
     student.architecture = architecture

@@ -38,6 +38,8 @@ class Architecture:
     """Kind of 3x3 convolution: one of `BLOCKS`."""
     retain: float = 0.0
     """Share of what is removed at the size of lesions that stays; see `coarse_part`."""
+    retain_wide: float = 0.0
+    """Share of the rest of that, over wider surroundings, that stays too."""
     selective: bool = False
     """Whether the network says, place by place, how much of that stays beyond `retain`."""
 
@@ -157,12 +159,12 @@ class Student(nn.Module):
             seen[level] = h
         tail = self.tail(h)
         removed = unfolded(tail, self.architecture.unshuffle)
-        retain = self.architecture.retain
+        retain, wide = self.architecture.retain, self.architecture.retain_wide
         if self.keep is not None:
             kept = torch.sigmoid(self.keep(seen[self._keep_level]))
-            removed = removed - coarse_part(halved(tail), retain + (1 - retain) * kept)
-        elif retain:
-            removed = removed - coarse_part(halved(tail), retain)
+            removed = removed - coarse_part(halved(tail), retain + (1 - retain) * kept, wide)
+        elif retain or wide:
+            removed = removed - coarse_part(halved(tail), retain, wide)
         return removed[..., :rows, :columns], seen[max(0, len(self.up) - 1)]
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:

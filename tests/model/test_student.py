@@ -98,6 +98,34 @@ def test_the_coarse_part_keeps_a_lesion_and_drops_speckle():
     assert float(_coarse(speckle)[..., 8:-8, 8:-8].abs().max()) < 1e-6
 
 
+def test_more_of_wide_structures_is_retained_than_of_narrow_ones():
+    both = {"share": 0.2, "wide_share": 0.5}
+    even = torch.full((1, 1, 96, 96), 0.3)
+    assert torch.allclose(_coarse(even, **both), even * (0.2 + 0.5 * 0.8), atol=1e-6)
+
+    def left(side):
+        lesion = torch.zeros(1, 1, 96, 96)
+        start = 48 - side // 2
+        lesion[..., start : start + side, start : start + side] = 1
+        return float(_coarse(lesion, **both)[0, 0, 46:50, 46:50].mean())
+
+    assert left(8) < left(16) - 0.1
+    assert left(16) < left(40) - 0.05
+    assert left(40) == pytest.approx(0.6, abs=0.01)
+
+
+def test_a_student_retains_wide_structures_alone_if_told_so():
+    torch.manual_seed(2)
+    without, retaining = Student(), Student(Architecture(retain_wide=0.5))
+    retaining.load_state_dict(without.state_dict())
+    x = torch.rand(1, 1, 61, 90)
+    back = without.residual(x) - retaining.residual(x)
+    padded = torch.nn.functional.pad(x, (0, 6, 0, 3), mode="replicate")
+    expected = _coarse(without.residual(padded), share=0.0, wide_share=0.5)
+    assert float(expected.detach().abs().max()) > 1e-3
+    assert torch.allclose(back, expected[..., :61, :90], atol=1e-6)
+
+
 @pytest.mark.parametrize("unshuffle", [2, 4])
 def test_a_selective_student_keeps_coarse_structures_where_its_gate_is_open(unshuffle):
     plain = Student(Architecture(unshuffle=unshuffle))
@@ -149,5 +177,5 @@ def test_a_gate_opens_beyond_what_is_retained_everywhere():
     assert torch.allclose(closed, removed - 0.4 * _coarse(removed), atol=1e-6)
 
 
-def _coarse(removed):
-    return coarse_part(torch.nn.functional.avg_pool2d(removed, 2)[:, 0])
+def _coarse(removed, **shares):
+    return coarse_part(torch.nn.functional.avg_pool2d(removed, 2)[:, 0], **shares)
