@@ -337,7 +337,7 @@ BASELINES: tuple[Baseline, ...] = (
         "Frost et al. 1982",
         frost,
         {
-            "size_px": (5, 7, 11, 15, 21, 29),
+            "size_px": (5, 7, 11, 15, 21, 29, 41),
             "damping": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
             "domain": (DISPLAY, AMPLITUDE),
         },
@@ -347,9 +347,9 @@ BASELINES: tuple[Baseline, ...] = (
         "Yu and Acton 2002",
         srad,
         {
-            "iterations": (30, 80, 200, 400, 800),
+            "iterations": (50, 100, 200, 400, 800, 1600),
             "step": (0.2, 0.5),
-            "decay": (0.005, 0.02, 0.1),
+            "decay": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1),
             "domain": (DISPLAY, AMPLITUDE),
         },
     ),
@@ -364,7 +364,7 @@ BASELINES: tuple[Baseline, ...] = (
         "BayesShrink, scikit-image",
         wavelet,
         {
-            "noise_std": (20.0, 30.0, 45.0, 70.0, 100.0),
+            "noise_std": (20.0, 30.0, 45.0, 70.0, 100.0, 140.0),
             "levels": (3, 4, 5),
             "wavelet_name": ("db4", "sym8", "coif3"),
         },
@@ -376,8 +376,8 @@ BASELINES: tuple[Baseline, ...] = (
         non_local_means,
         {
             "strength": (10.0, 14.0, 18.0, 23.0, 30.0, 38.0, 50.0),
-            "patch_px": (3, 5, 7, 9),
-            "reach_px": (7, 11, 15, 19),
+            "patch_px": (3, 5, 7, 9, 13),
+            "reach_px": (5, 7, 11, 15, 19),
         },
     ),
     Baseline(
@@ -386,8 +386,8 @@ BASELINES: tuple[Baseline, ...] = (
         obnlm,
         {
             "strength": (0.5, 0.8, 1.2, 1.8, 2.6, 3.6),
-            "patch_px": (3, 5, 7, 9),
-            "reach_px": (6, 9),
+            "patch_px": (3, 5, 7, 9, 13),
+            "reach_px": (6, 9, 13),
         },
     ),
     Baseline(

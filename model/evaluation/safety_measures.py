@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -113,16 +114,21 @@ def _strokes(error: Grey) -> NDArray[np.floating]:
     return strongest.ravel()
 
 
-def _stroke_kernels() -> Iterator[NDArray[np.float64]]:
+@cache
+def _stroke_kernels() -> tuple[NDArray[np.float64], ...]:
     """Mean along a stroke minus mean beside it, for each direction."""
+    return tuple(_stroke_kernel(angle) for angle in np.arange(_DIRECTIONS) * np.pi / _DIRECTIONS)
+
+
+def _stroke_kernel(angle: float) -> NDArray[np.float64]:
     reach = math.ceil(math.hypot(STROKE_LENGTH_PX / 2, _BESIDE_PX[1]))
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    for angle in np.arange(_DIRECTIONS) * np.pi / _DIRECTIONS:
-        along = np.abs(columns * np.cos(angle) + rows * np.sin(angle)) <= STROKE_LENGTH_PX / 2
-        across = np.abs(rows * np.cos(angle) - columns * np.sin(angle))
-        stroke = along & (across <= 1.5)  # noqa: PLR2004 px, half of its width
-        beside = along & (across >= _BESIDE_PX[0]) & (across <= _BESIDE_PX[1])
-        yield stroke / stroke.sum() - beside / beside.sum()
+    along = np.abs(columns * np.cos(angle) + rows * np.sin(angle)) <= STROKE_LENGTH_PX / 2
+    across = np.abs(rows * np.cos(angle) - columns * np.sin(angle))
+    stroke = along & (across <= 1.5)  # noqa: PLR2004 px, half of its width
+    beside = along & (across >= _BESIDE_PX[0]) & (across <= _BESIDE_PX[1])
+    kernel: NDArray[np.float64] = stroke / stroke.sum() - beside / beside.sum()
+    return kernel
 
 
 def brightness_shifts(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> Figures:
