@@ -347,7 +347,7 @@ BASELINES: tuple[Baseline, ...] = (
         "Yu and Acton 2002",
         srad,
         {
-            "iterations": (50, 100, 200, 400, 800, 1600),
+            "iterations": (50, 100, 200, 400, 800),
             "step": (0.2, 0.5),
             "decay": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1),
             "domain": (DISPLAY, AMPLITUDE),
