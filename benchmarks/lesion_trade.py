@@ -40,10 +40,10 @@ def main() -> None:
     scenes = validation_set(arguments.scenes, SEED)
     rows = []
     for name, network in _networks(arguments).items():
-        for shares in arguments.retain:
-            retain, wide = _shares(shares)
+        for retain, wide in arguments.retain:
             network.architecture = replace(network.architecture, retain=retain, retain_wide=wide)
             figures = _figures(partial(_applied, network), grounds, scenes)
+            shares = f"{retain:g}/{wide:g}" if wide else f"{retain:g}"
             rows.append({"method": f"{name}, retain {shares}"} | figures)
     kept = tuple(f"kept {d} px" for d in DIAMETERS_PX)
     survive = tuple(f"survive {d} px" for d in DIAMETERS_PX)
@@ -112,8 +112,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", action="append", default=[])
     parser.add_argument(
         "--retain",
+        type=_shares,
         nargs="+",
-        default=["0", "0.3", "0.1/0.4"],
+        default=[(0, 0), (0.3, 0), (0.1, 0.4)],
         metavar="SHARE[/WIDE]",
         help="as of `export`: --retain, and --retain-wide after a slash",
     )
