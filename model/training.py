@@ -23,8 +23,9 @@ from model.pool import Batch
 from model.recipe import Recipe
 from model.student import Student, despeckled
 
-AGAINST_THE_REFERENCE = frozenset({"contrast", "survival"})
-"""Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion."""
+AGAINST_THE_REFERENCE = frozenset({"contrast", "log_mse", "survival"})
+"""Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion,
+and decibels are judged against nothing else."""
 
 
 class Training(pl.LightningModule):
