@@ -25,6 +25,7 @@ THIN = ("line_width", "point_width")
 """Only where a scene is labelled with lines or points."""
 TISSUE = (
     "gcnr",
+    "gcnr_shown",
     "contrast_error",
     "survival",
     "false_structures",
@@ -39,7 +40,8 @@ REFERENCE = "reference"
 FIDELITY_NOTE = "PSNR and gain are means over scenes, of whole images."
 NOTE = (
     "gCNR and edge width are of lesions of 10 px and more. gCNR asks whether a lesion can be told "
-    "apart, not how much of its contrast is left: read it beside contrast error and survival. The "
+    "apart, not how much of its contrast is left, and counts fractions of a grey level as well, "
+    "which a display of 8 bits has not: read it beside contrast error and survival. The "
     "reference row judges the expectation itself: no method can honestly show sharper edges or "
     "more contrast."
 )
@@ -178,6 +180,9 @@ def measure(image: Grey, scene: Scene) -> Figures:
         "edge_preservation": metrics.edge_preservation_index(image, target),
         "mean_shift": metrics.mean_shift(target, image, inside),
         "gcnr": mean(metrics.gcnr(image, lesion.mask, lesion.ring) for lesion in large),
+        "gcnr_shown": mean(
+            metrics.gcnr(np.rint(image), lesion.mask, lesion.ring) for lesion in large
+        ),
         "contrast_error": mean(
             metrics.contrast_error(image, target, lesion.mask, lesion.ring)
             for lesion in scene.lesions

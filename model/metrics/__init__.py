@@ -117,6 +117,7 @@ COLUMNS: dict[str, Column] = {
     "gmsd": Column("GMSD", 3, "lower", "Xue 2014; never optimised in training"),
     "fsim": Column("FSIM", 3, "higher", "Zhang 2011; never optimised in training"),
     "gcnr": Column("gCNR", 3, "higher", "lesion against its ring, Rodriguez-Molares 2020"),
+    "gcnr_shown": Column("gCNR, 8 bits", 3, "higher", "gCNR of whole grey levels, as displayed"),
     "contrast_error": Column(
         "contrast error", 2, "lower", "grey levels, absolute, lesion against its ring"
     ),

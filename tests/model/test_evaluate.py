@@ -3,6 +3,7 @@
 import csv
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -267,6 +268,15 @@ def test_smoothing_is_seen_for_what_it_does():
     assert after["gcnr"] > before["gcnr"]
     assert blurred["edge_strength"] < 0.6 < after["edge_strength"]
     assert blurred["contrast_error"] > 1.5 * after["contrast_error"]
+
+
+def test_contrast_below_a_grey_level_is_not_shown_by_a_display():
+    scene = make_scene()
+    lesion = scene.lesions[0]
+    pale = np.where(lesion.mask, np.float32(100.3), np.float32(100))
+    found = physics_protocol.measure(pale, replace(scene, lesions=(lesion,)))
+    assert found["gcnr"] == 1
+    assert found["gcnr_shown"] == 0
 
 
 def test_physics_writes_tables_figures_and_pictures(tmp_path, few_scenes):
