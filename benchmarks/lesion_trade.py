@@ -41,7 +41,12 @@ def main() -> None:
     rows = []
     for name, network in _networks(arguments).items():
         for retain, wide in arguments.retain:
-            network.architecture = replace(network.architecture, retain=retain, retain_wide=wide)
+            network.architecture = replace(
+                network.architecture,
+                retain=retain,
+                retain_wide=wide,
+                halvings=arguments.halvings,
+            )
             figures = _figures(partial(_applied, network), grounds, scenes)
             shares = f"{retain:g}/{wide:g}" if wide else f"{retain:g}"
             rows.append({"method": f"{name}, retain {shares}"} | figures)
@@ -52,6 +57,7 @@ def main() -> None:
         "lesions": f"of 3 dB, {SIZE.faint} images; kept: share of their contrast",
         "even": "95th percentile of 10 px discs in even speckle",
         "scenes": f"{arguments.scenes}, for PSNR and gCNR; seed {SEED}",
+        "halvings": f"{arguments.halvings}, where speckle is coarse",
     }
     table = Table("By share retained", columns, rows)
     for path in write(arguments.output, "lesion-trade", [table], header("Lesions", settings)):
@@ -118,6 +124,7 @@ def _arguments() -> argparse.Namespace:
         metavar="SHARE[/WIDE]",
         help="as of `export`: --retain, and --retain-wide after a slash",
     )
+    parser.add_argument("--halvings", type=int, default=3, help="as of `export`")
     parser.add_argument("--scenes", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("out/lesion-trade"))

@@ -7,6 +7,7 @@ residual of 0 leave a pixel as it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from itertools import islice
@@ -21,6 +22,7 @@ from dicom_node.errors import ConfigError, Permanent, Transient
 from dicom_node.records import BundleInfo
 from model import bundle as bundles
 from model.allocator import keep_activations
+from model.scales import speckle_px
 
 Frame = NDArray[np.uint8]
 
@@ -142,10 +144,12 @@ class Despeckler:
         if strength == 0:
             yield from luminances
             return
-        source = iter(luminances)
+        source, width_px = iter(luminances), math.nan
         while batch := list(islice(source, self._batch_frames)):
             try:
-                yield from self._infer(np.stack(batch), strength)
+                if math.isnan(width_px):
+                    width_px = self._speckle_px(batch)
+                yield from self._infer(np.stack(batch), strength, width_px)
             except torch.OutOfMemoryError as error:
                 if self._batch_frames == 1:
                     raise Transient(
@@ -156,18 +160,38 @@ class Despeckler:
                 torch.cuda.empty_cache()
                 self._batch_frames = 1
                 for frame in batch:
-                    yield from self._infer(frame[None], strength)
+                    yield from self._infer(frame[None], strength, width_px)
 
     @torch.inference_mode()
-    def _infer(self, frames: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
-        """Despeckle (frames, rows, columns) uint8 at once."""
+    def _speckle_px(self, frames: Iterable[Frame]) -> float:
+        """Width of the speckle in the first frame that shows any, pixels; `nan` for none.
+
+        One width for a whole cine: frames that were measured one by one would not match.
+        """
+        if not self._student.architecture.halvings:
+            return math.nan
+        for frame in frames:
+            x = self._scaled(torch.from_numpy(frame[None])[:, None].to(self._device))
+            width_px = speckle_px(x, self._student.residual(x))
+            if not math.isnan(width_px):
+                return width_px
+        return math.nan
+
+    @torch.inference_mode()
+    def _infer(
+        self, frames: NDArray[np.uint8], strength: float, width_px: float
+    ) -> NDArray[np.uint8]:
+        """Despeckle (frames, rows, columns) uint8 with speckle of this width at once."""
         grey: Tensor = torch.from_numpy(frames)[:, None].to(self._device)
-        x = (grey.to(torch.float32) / 255).to(self._dtype)
-        removed = self._student.residual(x).to(torch.float32)
+        removed = self._student.residual_at(self._scaled(grey), width_px).to(torch.float32)
         despeckled = grey - (255 * strength) * removed
         return np.asarray(
             despeckled.round_().clamp_(0, 255).to(torch.uint8)[:, 0].cpu().numpy(), dtype=np.uint8
         )
+
+    def _scaled(self, grey: Tensor) -> Tensor:
+        """Grey levels to 0..1, in the precision of the network."""
+        return (grey.to(torch.float32) / 255).to(self._dtype)
 
 
 def load_all(settings: Settings) -> dict[str, Despeckler]:

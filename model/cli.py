@@ -173,6 +173,10 @@ def export(
         float,
         typer.Option(min=0, max=1, help="Share of the rest, from 16 pixels on, that stays too."),
     ] = 0.0,
+    halvings: Annotated[
+        int,
+        typer.Option(min=0, max=4, help="Times an image with coarse speckle may be halved."),
+    ] = 0,
     attribution: Annotated[
         list[str] | None, typer.Option(help="Source of real images used; may be repeated.")
     ] = None,
@@ -189,6 +193,7 @@ def export(
             version=version,
             retain=retain,
             retain_wide=retain_wide,
+            halvings=halvings,
             attribution=attribution,
         )
     except BundleError as error:

@@ -29,6 +29,7 @@ def export(
     version: str,
     retain: float = 0.0,
     retain_wide: float = 0.0,
+    halvings: int = 0,
     attribution: list[str] | None = None,
 ) -> bundles.Bundle:
     """Write a bundle and load it again.
@@ -43,6 +44,8 @@ def export(
         Of the release. Each call makes a new Device UID.
     retain, retain_wide : float, 0..1
         Shares of what is removed at the size of lesions that stay; `model.coarse.coarse_part`.
+    halvings : int
+        Times an image with coarse speckle may be halved; `model.scales`.
     attribution : list of str, optional
         Sources of real images that the training used, as their licences ask.
     """
@@ -55,7 +58,9 @@ def export(
             f"{checkpoint}: the run trained a {run.kind}; only a student makes a bundle"
         )
     student = merge(run.network).eval()
-    architecture = replace(student.architecture, retain=retain, retain_wide=retain_wide)
+    architecture = replace(
+        student.architecture, retain=retain, retain_wide=retain_wide, halvings=halvings
+    )
     if architecture.block == "reparameterised":
         architecture = replace(architecture, block="plain")
     student.architecture = architecture

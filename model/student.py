@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 from model.coarse import CELL_PX, coarse_part, halved
 from model.folding import folded, unfolded
 from model.reparameterise import ReparameterisedConv
+from model.scales import coarse_share, residual_over_scales, speckle_px
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Architecture:
     """Share of the rest of that, over wider surroundings, that stays too."""
     selective: bool = False
     """Whether the network says, place by place, how much of that stays beyond `retain`."""
+    halvings: int = 0
+    """How often an image may be halved where its speckle is coarse; see `model.scales`."""
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.encoder) == len(self.decoder) + 1:
@@ -167,9 +170,27 @@ class Student(nn.Module):
             removed = removed - coarse_part(halved(tail), retain, wide)
         return removed[..., :rows, :columns], seen[max(0, len(self.up) - 1)]
 
+    def residual_at(self, x: Tensor, width_px: float) -> Tensor:
+        """What to remove of images whose speckle is so wide, over as many scales as that asks for.
+
+        Parameters
+        ----------
+        x : Tensor, (batch, 1, rows, columns), 0..1
+        width_px : float
+            From `model.scales.speckle_px`; `nan` for one scale.
+        """
+        return residual_over_scales(self.residual, x, width_px, self.architecture.halvings)
+
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
         """Remove speckle; `strength` 0 returns the input bit by bit."""
-        return x if strength == 0 else x - strength * self.residual(x)
+        if strength == 0:
+            return x
+        removed = self.residual(x)
+        if self.architecture.halvings:
+            width_px = speckle_px(x, removed)
+            if coarse_share(width_px):
+                removed = self.residual_at(x, width_px)
+        return x - strength * removed
 
 
 _KEEPS_NOTHING = -4.0

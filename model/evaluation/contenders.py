@@ -63,7 +63,7 @@ def noisy() -> Contender:
 
 
 def students(names: Sequence[str], strength: float = 1.0) -> list[Contender]:
-    """One contender for each bundle, in float32 as the bundle's reference is.
+    """One contender for each bundle, in float32 and not rounded, as every other method's output.
 
     Raises
     ------
@@ -73,10 +73,7 @@ def students(names: Sequence[str], strength: float = 1.0) -> list[Contender]:
     found = []
     for name in names:
         loaded = bundles.load(name)
-
-        def method(image: NDArray[np.uint8], bundle: bundles.Bundle = loaded) -> Grey:
-            return bundle.apply(image, strength).astype(np.float32)
-
+        method = _despeckle(loaded.student, strength)
         manifest = loaded.manifest
         label = "student" if len(names) == 1 else f"student {manifest.name}"
         settings = f"bundle {manifest.name} {manifest.version}, {manifest.parameters:,} parameters"
