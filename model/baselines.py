@@ -347,9 +347,9 @@ BASELINES: tuple[Baseline, ...] = (
         "Yu and Acton 2002",
         srad,
         {
-            "iterations": (50, 100, 200, 400, 800),
+            "iterations": (15, 30, 50, 100, 200, 400, 800),
             "step": (0.2, 0.5),
-            "decay": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1),
+            "decay": (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2),
             "domain": (DISPLAY, AMPLITUDE),
         },
     ),
