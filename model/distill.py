@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from model.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool, load
+from model.scales import coarse_share, residual_over_scales, speckle_px
 from model.student import Student
 
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -44,6 +45,7 @@ def teach(
     identity: str,
     *,
     folds: int = len(MIRRORINGS),
+    halvings: int = 0,
     features: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Pool:
@@ -58,6 +60,8 @@ def teach(
         Of its weights; what another one said is kept apart.
     folds : int
         Mirrored inputs that are averaged.
+    halvings : int
+        Times that the teacher may halve an image whose speckle is coarse; see `model.scales`.
     features : bool
         Keep projected features as well.
     advance : callable
@@ -68,7 +72,7 @@ def teach(
     Pool
         With `taught`, and `features` where they were asked for.
     """
-    settings = f"{identity} {folds}"
+    settings = f"{identity} {folds}" + (f" {halvings}" if halvings else "")
     mark = hashlib.sha256(settings.encode()).hexdigest()[:12]
     taught, new = _array(pool.folder / f"taught-{mark}.npy", pool.noisy.shape, np.uint16)
     cells = pool.noisy.shape[1] // FEATURE_STRIDE
@@ -86,9 +90,11 @@ def teach(
         part = slice(first, min(first + step, len(pool)))
         x = torch.from_numpy(pool.noisy[part].astype(np.float32))[:, None].to(device) / 255
         removed, seen = teacher.residual_and_features(x)
-        answers = x - removed
+        answers = x - _over_scales(teacher, x, removed, halvings)
         for axes in MIRRORINGS[1:folds]:
-            answers += teacher(x.flip(axes)).flip(axes)
+            mirrored = x.flip(axes)
+            there = _over_scales(teacher, mirrored, teacher.residual(mirrored), halvings)
+            answers += (mirrored - there).flip(axes)
         said = (255 / folds * answers)[:, 0].clamp(0, 255).cpu().numpy()
         taught[part] = (said * STEPS_PER_GREY).round()
         if kept is not None:
@@ -97,6 +103,20 @@ def teach(
             marker.write_text(str(part.stop))
         advance(part.stop - first)
     return Pool(pool.folder, pool.noisy, pool.target, taught, kept)
+
+
+def _over_scales(teacher: Student, x: Tensor, removed: Tensor, halvings: int) -> Tensor:
+    """What the teacher removes, image by image over as many scales as the speckle asks for."""
+    if not halvings:
+        return removed
+    found = []
+    for image, once in zip(x.split(1), removed.split(1), strict=True):
+        width_px = speckle_px(image, once)
+        coarse = coarse_share(width_px) > 0
+        found.append(
+            residual_over_scales(teacher.residual, image, width_px, halvings) if coarse else once
+        )
+    return torch.cat(found)
 
 
 def real_pool(images: Sequence[NDArray[np.uint8]], folder: Path, side: int) -> Pool:

@@ -120,6 +120,8 @@ class DistillationSection(_Section):
     """Mirrored inputs over which the teacher's output is averaged."""
     real_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the patches that are unlabelled real images, with the teacher alone to go by."""
+    real_halvings: Annotated[int, Field(ge=0, le=4)] = 0
+    """Times that the teacher may halve a real image whose speckle is coarse, to see it as grain."""
 
 
 class GuidanceSection(_Section):

@@ -201,13 +201,14 @@ def _taught(
     teacher.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = section.affinity > 0
 
-    def answers(pupil: Pool, what: str) -> Pool:
+    def answers(pupil: Pool, what: str, halvings: int = 0) -> Pool:
         task = progress.add_task(f"teacher on {what}", total=len(pupil))
         return distill.teach(
             pupil,
             teacher,
             identity,
             folds=section.folds,
+            halvings=halvings,
             features=features,
             advance=lambda count: progress.advance(task, count),
         )
@@ -219,7 +220,7 @@ def _taught(
         patches = distill.real_pool(
             given.train, drawn.folder / f"real-{recipe.data.side}", recipe.data.side
         )
-        real = answers(patches, "real images")
+        real = answers(patches, "real images", section.real_halvings)
     return answers(drawn, "scenes"), real, teacher.cpu()
 
 

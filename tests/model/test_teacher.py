@@ -9,6 +9,7 @@ import torch
 from model import distill
 from model.growing import grow
 from model.pool import STEPS_PER_GREY, Pool
+from model.scales import residual_over_scales
 from model.student import Architecture, Student, parameters
 from model.teacher import Teacher
 
@@ -89,6 +90,19 @@ def test_what_a_teacher_says_is_its_self_ensembled_output(tmp_path, teacher):
     expected = distill.self_ensemble(teacher, x).clamp(0, 1)[0, 0].numpy()
     assert np.abs(taught.taught[4] / STEPS_PER_GREY / 255 - expected).max() < 1e-4
     assert taught.features.shape == (6, 8, 8, distill.FEATURE_DIMENSIONS)
+
+
+def test_a_teacher_sees_coarse_speckle_at_half_the_size(tmp_path, teacher, monkeypatch):
+    monkeypatch.setattr(distill, "speckle_px", lambda _x, _removed: 9.0)
+    given = a_pool(tmp_path)
+    once = np.array(distill.teach(given, teacher, "one", folds=1).taught)
+    taught = distill.teach(given, teacher, "one", folds=1, halvings=2).taught
+    x = torch.from_numpy(given.noisy[3])[None, None].float() / 255
+    with torch.inference_mode():
+        expected = x - residual_over_scales(teacher.residual, x, 9.0, 2)
+    said = taught[3] / STEPS_PER_GREY / 255
+    assert np.abs(said - expected.clamp(0, 1)[0, 0].numpy()).max() < 1e-4
+    assert not np.array_equal(taught, once)
 
 
 def test_a_self_ensemble_does_not_care_which_way_the_image_is_mirrored(teacher):
