@@ -110,7 +110,8 @@ def _over_scales(teacher: Student, x: Tensor, removed: Tensor, halvings: int) ->
     if not halvings:
         return removed
     found = []
-    for image, once in zip(x.split(1), removed.split(1), strict=True):
+    for index in range(len(x)):
+        image, once = x[index : index + 1], removed[index : index + 1]
         width_px = speckle_px(image, once)
         coarse = coarse_share(width_px) > 0
         found.append(
