@@ -171,7 +171,7 @@ class Despeckler:
         if not self._student.architecture.halvings:
             return math.nan
         for frame in frames:
-            x = self._scaled(torch.from_numpy(frame[None])[:, None].to(self._device))
+            x = self._scaled(torch.from_numpy(np.array(frame)[None])[:, None].to(self._device))
             width_px = speckle_px(x, self._student.residual(x))
             if not math.isnan(width_px):
                 return width_px

@@ -1,8 +1,9 @@
 """The student: a small multi-scale residual network of plain convolutions, for CPUs and GPUs.
 
 Half the resolution and below only (pixel-unshuffle by 2 or 4), 2x2 strided convolutions down,
-transposed ones up, additive skips, no normalisation and no statistics of the frame, so that a cine
-does not flicker. It predicts what to remove: ``y = x - strength * r(x)``.
+transposed ones up, additive skips, no normalisation. It predicts what to remove:
+``y = x - strength * r(x)``. One number is taken from an image, how coarse its speckle is
+(`model.scales`); from a cine it is taken once, so that it does not flicker.
 """
 
 from __future__ import annotations

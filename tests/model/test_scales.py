@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
+from model import bundle, metrics
+from model.data import VALIDATION_SEED, validation_set
 from model.scales import coarse_share, residual_over_scales, speckle_px
-from model.student import Architecture, Student
+from model.student import Architecture, Student, despeckled
 
 
 def grain(sigma_rows, sigma_columns, shape=(200, 240)):
@@ -19,6 +22,12 @@ def grain(sigma_rows, sigma_columns, shape=(200, 240)):
     )
     removed = torch.from_numpy(0.05 * noise / noise.std())[None, None].float()
     return 0.5 + removed, removed
+
+
+def enlarged(image, factor):
+    """Bicubic, as scanners enlarge what they display."""
+    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize(size, Image.BICUBIC))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1.0, 1.0), (2.0, 2.0), (1.5, 4.0)])
@@ -96,3 +105,18 @@ def test_a_student_without_halvings_never_looks_at_the_width():
     student = Student(Architecture()).eval()
     with torch.inference_mode():
         assert torch.equal(student(x), x - student.residual(x))
+
+
+@pytest.mark.parametrize("name", ["quality", "lesions"])
+def test_the_shipped_student_despeckles_enlarged_images_as_well(name):
+    student = bundle.load(name).student
+    scales, one = [], []
+    for scene in validation_set(4, VALIDATION_SEED + 31, side=160):
+        image = enlarged(scene.noisy, 3).round().clip(0, 255).astype(np.uint8)
+        target = enlarged(scene.target, 3).clip(0, 255)
+        x = torch.from_numpy(image)[None, None].float() / 255
+        scales.append(metrics.psnr(despeckled(student, image), target, data_range=255))
+        with torch.inference_mode():
+            single = 255 * (x - student.residual(x)).clamp(0, 1)[0, 0].numpy()
+        one.append(metrics.psnr(single, target, data_range=255))
+    assert np.mean(scales) > np.mean(one) + 0.5

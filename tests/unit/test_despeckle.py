@@ -146,3 +146,20 @@ def test_an_unusable_setting_is_named(settings, named):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match=named):
         Despeckler.load(DespeckleSection(**settings))
+
+
+def test_one_width_of_speckle_holds_for_a_whole_cine():
+    """The first frame that shows speckle says how coarse it is; fades to black do not matter."""
+    loaded = bundle.load("quality")
+    assert loaded.student.architecture.halvings
+    noisy = data.validation_set(1, side=128)[0].noisy
+    coarse = np.kron(noisy, np.ones((3, 3), np.uint8))
+    fine = np.tile(noisy, (3, 3))
+    dark = np.zeros_like(coarse)
+    despeckler = Despeckler(loaded, "cpu", "float32")
+    after_coarse = list(despeckler.frames([dark, coarse, fine], 1.0))
+    after_fine = list(despeckler.frames([fine, coarse], 1.0))
+    assert np.array_equal(after_coarse[0], dark)
+    assert np.abs(after_coarse[1].astype(int) - loaded.apply(coarse)).max() <= 1
+    assert np.abs(after_fine[0].astype(int) - loaded.apply(fine)).max() <= 1
+    assert np.abs(after_coarse[2].astype(int) - after_fine[0]).max() > 1
