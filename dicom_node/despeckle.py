@@ -22,7 +22,7 @@ from dicom_node.errors import ConfigError, Permanent, Transient
 from dicom_node.records import BundleInfo
 from model import bundle as bundles
 from model.allocator import keep_activations
-from model.scales import speckle_px
+from model.scales import coarse_share, speckle_px
 
 Frame = NDArray[np.uint8]
 
@@ -147,9 +147,8 @@ class Despeckler:
         source, width_px = iter(luminances), math.nan
         while batch := list(islice(source, self._batch_frames)):
             try:
-                if math.isnan(width_px):
-                    width_px = self._speckle_px(batch)
-                yield from self._infer(np.stack(batch), strength, width_px)
+                answers, width_px = self._infer(np.stack(batch), strength, width_px)
+                yield from answers
             except torch.OutOfMemoryError as error:
                 if self._batch_frames == 1:
                     raise Transient(
@@ -160,38 +159,43 @@ class Despeckler:
                 torch.cuda.empty_cache()
                 self._batch_frames = 1
                 for frame in batch:
-                    yield from self._infer(frame[None], strength, width_px)
-
-    @torch.inference_mode()
-    def _speckle_px(self, frames: Iterable[Frame]) -> float:
-        """Width of the speckle in the first frame that shows any, pixels; `nan` for none.
-
-        One width for a whole cine: frames that were measured one by one would not match.
-        """
-        if not self._student.architecture.halvings:
-            return math.nan
-        for frame in frames:
-            x = self._scaled(torch.from_numpy(np.array(frame)[None])[:, None].to(self._device))
-            width_px = speckle_px(x, self._student.residual(x))
-            if not math.isnan(width_px):
-                return width_px
-        return math.nan
+                    answers, width_px = self._infer(frame[None], strength, width_px)
+                    yield from answers
 
     @torch.inference_mode()
     def _infer(
         self, frames: NDArray[np.uint8], strength: float, width_px: float
-    ) -> NDArray[np.uint8]:
-        """Despeckle (frames, rows, columns) uint8 with speckle of this width at once."""
-        grey: Tensor = torch.from_numpy(frames)[:, None].to(self._device)
-        removed = self._student.residual_at(self._scaled(grey), width_px).to(torch.float32)
-        despeckled = grey - (255 * strength) * removed
-        return np.asarray(
-            despeckled.round_().clamp_(0, 255).to(torch.uint8)[:, 0].cpu().numpy(), dtype=np.uint8
-        )
+    ) -> tuple[NDArray[np.uint8], float]:
+        """Despeckle (frames, rows, columns) uint8 at once.
 
-    def _scaled(self, grey: Tensor) -> Tensor:
-        """Grey levels to 0..1, in the precision of the network."""
-        return (grey.to(torch.float32) / 255).to(self._dtype)
+        Returns
+        -------
+        despeckled : ndarray
+            As `frames`.
+        width_px : float
+            Of the speckle; where it was `nan`, that of the first frame that shows any.
+        """
+        grey: Tensor = torch.from_numpy(frames)[:, None].to(self._device)
+        x = (grey.to(torch.float32) / 255).to(self._dtype)
+        removed, width_px = self._removed(x, width_px)
+        despeckled = grey - (255 * strength) * removed.to(torch.float32)
+        answer = despeckled.round_().clamp_(0, 255).to(torch.uint8)[:, 0].cpu().numpy()
+        return np.asarray(answer, dtype=np.uint8), width_px
+
+    def _removed(self, x: Tensor, width_px: float) -> tuple[Tensor, float]:
+        """What to remove, and the width of the speckle.
+
+        One width for a whole cine: frames that were measured one by one would not match.
+        """
+        if not math.isnan(width_px):
+            return self._student.residual_at(x, width_px), width_px
+        removed = self._student.residual(x)
+        if self._student.architecture.halvings:
+            widths = (speckle_px(x[n : n + 1], removed[n : n + 1]) for n in range(len(x)))
+            width_px = next((width for width in widths if not math.isnan(width)), math.nan)
+        if coarse_share(width_px):
+            removed = self._student.residual_at(x, width_px)
+        return removed, width_px
 
 
 def load_all(settings: Settings) -> dict[str, Despeckler]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from model.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool, load
-from model.scales import coarse_share, residual_over_scales, speckle_px
+from model.scales import residual_measured
 from model.student import Student
 
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -106,18 +106,11 @@ def teach(
 
 
 def _over_scales(teacher: Student, x: Tensor, removed: Tensor, halvings: int) -> Tensor:
-    """What the teacher removes, image by image over as many scales as the speckle asks for."""
-    if not halvings:
-        return removed
-    found = []
-    for index in range(len(x)):
-        image, once = x[index : index + 1], removed[index : index + 1]
-        width_px = speckle_px(image, once)
-        coarse = coarse_share(width_px) > 0
-        found.append(
-            residual_over_scales(teacher.residual, image, width_px, halvings) if coarse else once
-        )
-    return torch.cat(found)
+    """What the teacher removes, each image over as many scales as its own speckle asks for."""
+    parts = [slice(index, index + 1) for index in range(len(x))]
+    return torch.cat(
+        [residual_measured(teacher.residual, x[p], removed[p], halvings) for p in parts]
+    )
 
 
 def real_pool(images: Sequence[NDArray[np.uint8]], folder: Path, side: int) -> Pool:

@@ -63,6 +63,28 @@ def coarse_share(width_px: float) -> float:
     return min(1.0, max(0.0, (width_px - FINE_PX) / (COARSE_PX - FINE_PX)))
 
 
+def residual_measured(residual: Residual, x: Tensor, removed: Tensor, halvings: int) -> Tensor:
+    """What is removed over as many scales as the speckle of the images themselves asks for.
+
+    Parameters
+    ----------
+    residual : callable
+        The network at one scale.
+    x : Tensor, (batch, 1, rows, columns), 0..1
+        One width is taken of them all.
+    removed : Tensor
+        What the network removes of them at one scale; it is the answer where speckle is fine.
+    halvings : int
+        Times the images may be halved.
+    """
+    if halvings == 0:
+        return removed
+    width_px = speckle_px(x, removed)
+    if coarse_share(width_px) == 0:
+        return removed
+    return residual_over_scales(residual, x, width_px, halvings)
+
+
 def residual_over_scales(residual: Residual, x: Tensor, width_px: float, halvings: int) -> Tensor:
     """What is removed, at half the size first where speckle is coarse, and so on down.
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 from model.coarse import CELL_PX, coarse_part, halved
 from model.folding import folded, unfolded
 from model.reparameterise import ReparameterisedConv
-from model.scales import coarse_share, residual_over_scales, speckle_px
+from model.scales import residual_measured, residual_over_scales
 
 
 @dataclass(frozen=True)
@@ -187,10 +187,7 @@ class Student(nn.Module):
         if strength == 0:
             return x
         removed = self.residual(x)
-        if self.architecture.halvings:
-            width_px = speckle_px(x, removed)
-            if coarse_share(width_px):
-                removed = self.residual_at(x, width_px)
+        removed = residual_measured(self.residual, x, removed, self.architecture.halvings)
         return x - strength * removed
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import distill
+from model import distill, scales
 from model.growing import grow
 from model.pool import STEPS_PER_GREY, Pool
 from model.scales import residual_over_scales
@@ -93,7 +93,7 @@ def test_what_a_teacher_says_is_its_self_ensembled_output(tmp_path, teacher):
 
 
 def test_a_teacher_sees_coarse_speckle_at_half_the_size(tmp_path, teacher, monkeypatch):
-    monkeypatch.setattr(distill, "speckle_px", lambda _x, _removed: 9.0)
+    monkeypatch.setattr(scales, "speckle_px", lambda _x, _removed: 9.0)
     given = a_pool(tmp_path)
     once = np.array(distill.teach(given, teacher, "one", folds=1).taught)
     taught = distill.teach(given, teacher, "one", folds=1, halvings=2).taught
