@@ -46,6 +46,7 @@ def main() -> None:
                 retain=retain,
                 retain_wide=wide,
                 halvings=arguments.halvings,
+                rim_px=arguments.rim,
             )
             figures = _figures(partial(_applied, network), grounds, scenes)
             shares = f"{retain:g}/{wide:g}" if wide else f"{retain:g}"
@@ -58,6 +59,7 @@ def main() -> None:
         "even": "95th percentile of 10 px discs in even speckle",
         "scenes": f"{arguments.scenes}, for PSNR and gCNR; seed {SEED}",
         "halvings": f"{arguments.halvings}, where speckle is coarse",
+        "rim": f"tissue continued by {arguments.rim} px",
     }
     table = Table("By share retained", columns, rows)
     for path in write(arguments.output, "lesion-trade", [table], header("Lesions", settings)):
@@ -125,6 +127,7 @@ def _arguments() -> argparse.Namespace:
         help="as of `export`: --retain, and --retain-wide after a slash",
     )
     parser.add_argument("--halvings", type=int, default=3, help="as of `export`")
+    parser.add_argument("--rim", type=int, default=32, help="as of `export`")
     parser.add_argument("--scenes", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("out/lesion-trade"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -22,6 +23,8 @@ from dicom_node.errors import ConfigError, Permanent, Transient
 from dicom_node.records import BundleInfo
 from model import bundle as bundles
 from model.allocator import keep_activations
+from model.rim import Rim, no_rim
+from model.rim import find as find_rim
 from model.scales import coarse_share, speckle_px
 
 Frame = NDArray[np.uint8]
@@ -144,11 +147,10 @@ class Despeckler:
         if strength == 0:
             yield from luminances
             return
-        source, width_px = iter(luminances), math.nan
+        source, cine = iter(luminances), _Cine()
         while batch := list(islice(source, self._batch_frames)):
             try:
-                answers, width_px = self._infer(np.stack(batch), strength, width_px)
-                yield from answers
+                yield from self._infer(np.stack(batch), strength, cine)
             except torch.OutOfMemoryError as error:
                 if self._batch_frames == 1:
                     raise Transient(
@@ -159,43 +161,50 @@ class Despeckler:
                 torch.cuda.empty_cache()
                 self._batch_frames = 1
                 for frame in batch:
-                    answers, width_px = self._infer(frame[None], strength, width_px)
-                    yield from answers
+                    yield from self._infer(frame[None], strength, cine)
 
     @torch.inference_mode()
-    def _infer(
-        self, frames: NDArray[np.uint8], strength: float, width_px: float
-    ) -> tuple[NDArray[np.uint8], float]:
-        """Despeckle (frames, rows, columns) uint8 at once.
-
-        Returns
-        -------
-        despeckled : ndarray
-            As `frames`.
-        width_px : float
-            Of the speckle; where it was `nan`, that of the first frame that shows any.
-        """
+    def _infer(self, frames: NDArray[np.uint8], strength: float, cine: _Cine) -> NDArray[np.uint8]:
+        """Despeckle (frames, rows, columns) uint8 at once; measures the cine where it has to."""
+        cine.look(frames, self._student.architecture.rim_px, self._device)
         grey: Tensor = torch.from_numpy(frames)[:, None].to(self._device)
         x = (grey.to(torch.float32) / 255).to(self._dtype)
-        removed, width_px = self._removed(x, width_px)
+        removed = cine.rim.without(self._removed(cine.rim.continued(x), cine))
         despeckled = grey - (255 * strength) * removed.to(torch.float32)
         answer = despeckled.round_().clamp_(0, 255).to(torch.uint8)[:, 0].cpu().numpy()
-        return np.asarray(answer, dtype=np.uint8), width_px
+        return np.asarray(answer, dtype=np.uint8)
 
-    def _removed(self, x: Tensor, width_px: float) -> tuple[Tensor, float]:
-        """What to remove, and the width of the speckle.
-
-        One width for a whole cine: frames that were measured one by one would not match.
-        """
-        if not math.isnan(width_px):
-            return self._student.residual_at(x, width_px), width_px
-        removed = self._student.residual(x)
+    def _removed(self, x: Tensor, cine: _Cine) -> Tensor:
+        """What to remove; keeps the width of the speckle of the first frame that shows any."""
+        if not math.isnan(cine.width_px):
+            known: Tensor = self._student.residual_at(x, cine.width_px)
+            return known
+        removed: Tensor = self._student.residual(x)
         if self._student.architecture.halvings:
             widths = (speckle_px(x[n : n + 1], removed[n : n + 1]) for n in range(len(x)))
-            width_px = next((width for width in widths if not math.isnan(width)), math.nan)
-        if coarse_share(width_px):
-            removed = self._student.residual_at(x, width_px)
-        return removed, width_px
+            cine.width_px = next((width for width in widths if not math.isnan(width)), math.nan)
+        if coarse_share(cine.width_px):
+            removed = self._student.residual_at(x, cine.width_px)
+        return removed
+
+
+@dataclass
+class _Cine:
+    """What the frames of one object have in common: measured one by one they would not match."""
+
+    width_px: float = math.nan
+    """Of the speckle."""
+    rim: Rim = field(default_factory=no_rim)
+    """Of the sector."""
+    lit: bool = False
+    """Whether a frame has shown anything yet."""
+
+    def look(self, frames: NDArray[np.uint8], reach_px: int, device: torch.device) -> None:
+        """Find the rim in the first frames that show anything, and where tissue has crossed it."""
+        crossed = any(self.rim.is_lit(frame) for frame in frames)
+        if crossed or not self.lit:
+            self.lit = bool(frames.any())
+            self.rim = find_rim(frames.max(0), reach_px).to(device)
 
 
 def load_all(settings: Settings) -> dict[str, Despeckler]:

@@ -160,7 +160,9 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a training run.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Training run, or a bundle to change the shares of.")
+    ],
     *,
     name: Annotated[str, typer.Option(help="Of the bundle.")],
     version: Annotated[str, typer.Option(help="Of the release, such as 1.0.0.")],
@@ -176,6 +178,10 @@ def export(
     halvings: Annotated[
         int,
         typer.Option(min=0, max=4, help="Times an image with coarse speckle may be halved."),
+    ] = 0,
+    rim: Annotated[
+        int,
+        typer.Option(min=0, max=64, help="Pixels that tissue goes on beyond the rim of a sector."),
     ] = 0,
     attribution: Annotated[
         list[str] | None, typer.Option(help="Source of real images used; may be repeated.")
@@ -194,6 +200,7 @@ def export(
             retain=retain,
             retain_wide=retain_wide,
             halvings=halvings,
+            rim_px=rim,
             attribution=attribution,
         )
     except BundleError as error:

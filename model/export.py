@@ -1,10 +1,11 @@
-"""Turn a checkpoint into a bundle that the node takes."""
+"""Turn a training run, or another bundle, into a bundle that the node takes."""
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ def export(
     retain: float = 0.0,
     retain_wide: float = 0.0,
     halvings: int = 0,
+    rim_px: int = 0,
     attribution: list[str] | None = None,
 ) -> bundles.Bundle:
     """Write a bundle and load it again.
@@ -37,7 +39,7 @@ def export(
     Parameters
     ----------
     checkpoint : Path
-        Of `model.train`, or the folder of the run.
+        Of `model.train`, the folder of the run, or a bundle that is to get other shares.
     output : Path
         Folder of bundles; this one goes into ``output/<name>``.
     name, version : str
@@ -46,20 +48,19 @@ def export(
         Shares of what is removed at the size of lesions that stay; `model.coarse.coarse_part`.
     halvings : int
         Times an image with coarse speckle may be halved; `model.scales`.
+    rim_px : int
+        How far tissue is continued beyond the rim of a sector; `model.rim`.
     attribution : list of str, optional
         Sources of real images that the training used, as their licences ask.
     """
-    try:
-        run = runs.load(checkpoint.parent if checkpoint.suffix else checkpoint)
-    except runs.RunError as error:
-        raise bundles.BundleError(str(error)) from error
-    if type(run.network) is not Student:
-        raise bundles.BundleError(
-            f"{checkpoint}: the run trained a {run.kind}; only a student makes a bundle"
-        )
-    student = merge(run.network).eval()
+    trained, training = _trained(checkpoint)
+    student = merge(trained).eval()
     architecture = replace(
-        student.architecture, retain=retain, retain_wide=retain_wide, halvings=halvings
+        student.architecture,
+        retain=retain,
+        retain_wide=retain_wide,
+        halvings=halvings,
+        rim_px=rim_px,
     )
     if architecture.block == "reparameterised":
         architecture = replace(architecture, block="plain")
@@ -88,11 +89,7 @@ def export(
         parameters=parameters(student),
         weights_sha256=bundles.sha256(folder / bundles.WEIGHTS),
         self_test_sha256=bundles.sha256(folder / bundles.SELF_TEST),
-        training={
-            **run.description,
-            "steps": int(run.checkpoint["global_step"]),
-            "minutes": round(run.checkpoint["spent_seconds"] / 60, 1),
-        },
+        training=training,
         figures={
             **_figures(draft),
             "multiply_accumulates_per_pixel": round(multiply_accumulates(student) / (768 * 1024)),
@@ -107,6 +104,26 @@ def export(
     loaded = bundles.load(folder)
     loaded.self_test()
     return loaded
+
+
+def _trained(source: Path) -> tuple[Student, dict[str, Any]]:
+    """The student of a run, or of a bundle, and what is known of its training."""
+    if (source / bundles.MANIFEST).is_file() or (bundles.BUNDLES / source).is_dir():
+        bundle = bundles.load(source)
+        return bundle.student, bundle.manifest.training
+    try:
+        run = runs.load(source.parent if source.suffix else source)
+    except runs.RunError as error:
+        raise bundles.BundleError(str(error)) from error
+    if type(run.network) is not Student:
+        raise bundles.BundleError(
+            f"{source}: the run trained a {run.kind}; only a student makes a bundle"
+        )
+    return run.network, {
+        **run.description,
+        "steps": int(run.checkpoint["global_step"]),
+        "minutes": round(run.checkpoint["spent_seconds"] / 60, 1),
+    }
 
 
 def _figures(bundle: bundles.Bundle, count: int = 48) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 Half the resolution and below only (pixel-unshuffle by 2 or 4), 2x2 strided convolutions down,
 transposed ones up, additive skips, no normalisation. It predicts what to remove:
-``y = x - strength * r(x)``. One number is taken from an image, how coarse its speckle is
-(`model.scales`); from a cine it is taken once, so that it does not flicker.
+``y = x - strength * r(x)``. Two things are taken from an image, how coarse its speckle is
+(`model.scales`) and where its sector ends (`model.rim`); from a cine they are taken once, so that
+it does not flicker.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 from model.coarse import CELL_PX, coarse_part, halved
 from model.folding import folded, unfolded
 from model.reparameterise import ReparameterisedConv
+from model.rim import brightest
+from model.rim import find as find_rim
 from model.scales import residual_measured, residual_over_scales
 
 
@@ -46,6 +49,8 @@ class Architecture:
     """Whether the network says, place by place, how much of that stays beyond `retain`."""
     halvings: int = 0
     """How often an image may be halved where its speckle is coarse; see `model.scales`."""
+    rim_px: int = 0
+    """How far tissue is continued beyond the rim of a sector, pixels; see `model.rim`."""
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.encoder) == len(self.decoder) + 1:
@@ -186,9 +191,11 @@ class Student(nn.Module):
         """Remove speckle; `strength` 0 returns the input bit by bit."""
         if strength == 0:
             return x
-        removed = self.residual(x)
-        removed = residual_measured(self.residual, x, removed, self.architecture.halvings)
-        return x - strength * removed
+        rim = find_rim(brightest(x), self.architecture.rim_px)
+        seen = rim.continued(x)
+        removed = self.residual(seen)
+        removed = residual_measured(self.residual, seen, removed, self.architecture.halvings)
+        return x - strength * rim.without(removed)
 
 
 _KEEPS_NOTHING = -4.0

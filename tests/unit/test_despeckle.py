@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 def frames():
     rng = np.random.default_rng(0)
     noisy = data.validation_set(2, side=96)[0].noisy[:90, :75]
-    return [np.clip(noisy + rng.integers(0, 9), 0, 255).astype(np.uint8) for _ in range(5)]
+    lit = noisy > 0
+    return [np.clip(noisy + lit * rng.integers(0, 9), 0, 255).astype(np.uint8) for _ in range(5)]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -163,3 +164,22 @@ def test_one_width_of_speckle_holds_for_a_whole_cine():
     assert np.abs(after_coarse[1].astype(int) - loaded.apply(coarse)).max() <= 1
     assert np.abs(after_fine[0].astype(int) - loaded.apply(fine)).max() <= 1
     assert np.abs(after_coarse[2].astype(int) - after_fine[0]).max() > 1
+
+
+def test_one_rim_holds_for_a_cine_until_tissue_crosses_it():
+    loaded = bundle.load("quality")
+    noisy = data.validation_set(1, side=192)[0].noisy.clip(30)
+    narrow, wide = (np.where(_fan(noisy.shape, half), noisy, 0) for half in (50, 85))
+    despeckler = Despeckler(loaded, "cpu", "float32")
+    dark = np.zeros_like(narrow)
+    out = list(despeckler.frames([dark, narrow, wide, narrow], 1.0))
+    assert loaded.student.architecture.rim_px
+    for frame, source in zip(out[:3], (dark, narrow, wide), strict=True):
+        alone = next(despeckler.frames([source], 1.0))
+        assert np.abs(frame.astype(int) - alone).max() <= 1
+        assert not frame[source == 0].any()
+
+
+def _fan(shape, half):
+    row, column = np.mgrid[: shape[0], : shape[1]]
+    return np.abs(column - shape[1] / 2) < half * (0.4 + row / shape[0])
