@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from model import bundle as bundles
 from model import metrics
@@ -97,12 +97,10 @@ def _lesions(student: Student) -> Table:
 
 
 def _methods(student: Student) -> dict[str, Method]:
-    one = partial(despeckled, _one_scale(student))
-    return dict(zip(WAYS, (one, partial(despeckled, student)), strict=True))
-
-
-def _one_scale(student: Student) -> Callable[[Tensor], Tensor]:
-    return lambda x: x - student.residual(x)
+    one_scale = copy(student)
+    one_scale.architecture = replace(student.architecture, halvings=0)
+    ways = (one_scale, student)
+    return {way: partial(despeckled, one) for way, one in zip(WAYS, ways, strict=True)}
 
 
 def _measured(student: Student, scene: Scene) -> tuple[float, ...]:
