@@ -38,19 +38,20 @@ def postgresql_url() -> str:
     programs = _programs()
     folder = Path(tempfile.mkdtemp(prefix="despeckle-postgres-"))
     port = free_port()
-    before: list[str] = []
+    as_user: dict[str, int] = {}
     if os.getuid() == 0:
         owner = pwd.getpwnam("postgres")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-        before = ["runuser", "-u", "postgres", "--"]
+        as_user = {"user": owner.pw_uid, "group": owner.pw_gid}
 
     def call(program: str, *arguments: str) -> None:
         subprocess.run(
-            [*before, str(programs / program), *arguments],
+            [str(programs / program), *arguments],
             check=True,
             cwd=folder,
             stdout=subprocess.DEVNULL,
             timeout=60,
+            **as_user,
         )
 
     data = str(folder / "data")
