@@ -106,9 +106,10 @@ def find(image: Grey, reach_px: int) -> Rim:
     Rim
         One that replaces nothing where the tissue fills the image, or ends nowhere sharply.
     """
-    if reach_px == 0:
+    lit = image > BLACK
+    if reach_px == 0 or not 0 < lit.mean() <= 1 - BEYOND_SHARE:
         return no_rim()
-    inside = _tissue(image > BLACK)
+    inside = _tissue(lit)
     if inside.all() or not inside.any():
         return no_rim()
     sharp = _ends_sharply(image, inside)
