@@ -64,6 +64,22 @@ def coarse_part(halves: Tensor, share: Tensor | float = 1.0, wide_share: float =
     return part[0][:, None]
 
 
+def wide_part(removed: Tensor, share: float) -> Tensor:
+    """A share of what is removed over surroundings of about 16 pixels and more.
+
+    Parameters
+    ----------
+    removed : Tensor, (batch, 1, rows, columns), float32
+        Sides of any length.
+    share : float, 0..1
+    """
+    rows, columns = removed.shape[-2:]
+    cell = 2 * CELL_PX
+    whole = F.pad(removed, (0, -columns % cell, 0, -rows % cell), mode="replicate")
+    part = coarse_part(F.avg_pool2d(whole, 2)[:, 0], 0.0, share)
+    return part[..., :rows, :columns]
+
+
 def _widened(cells: Tensor) -> Tensor:
     """Means over 5x5 cells, tapering as 1, 2, 3, 2, 1; the border cells go on outside."""
     h = F.pad(cells, (2, 2, 2, 2), mode="replicate")

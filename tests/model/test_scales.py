@@ -10,6 +10,7 @@ from scipy import ndimage
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from model import bundle, metrics
+from model.coarse import wide_part
 from model.data import VALIDATION_SEED, validation_set
 from model.scales import coarse_share, residual_over_scales, speckle_px
 from model.student import Architecture, Student, despeckled
@@ -85,8 +86,24 @@ def test_coarse_speckle_is_taken_out_at_half_the_size_first():
     assert seen == [(51, 38), (101, 75)]
     half = F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2) - 0.5
     large = F.interpolate(half, scale_factor=2, mode="bilinear")[..., :101, :75]
-    assert torch.allclose(removed, large + (x - large - 0.5), atol=1e-6)
-    assert torch.allclose(x - removed, torch.full_like(x, 0.5), atol=1e-6)
+    fine = x - large - 0.5
+    assert torch.allclose(removed, large + fine - wide_part(fine, 1.0), atol=1e-6)
+
+
+def test_what_half_the_size_has_left_stays_where_it_is_wide():
+    """The whole size removes grain, not what is as wide as a lesion."""
+    grain_, _ = grain(1.0, 1.0)
+    lesion = torch.zeros_like(grain_)
+    lesion[..., 60:140, 80:160] = 0.1
+
+    def residual(image):
+        whole = image.shape[-1] == grain_.shape[-1]
+        return image - 0.5 if whole else torch.zeros_like(image)
+
+    left = grain_ + lesion - residual_over_scales(residual, grain_ + lesion, 9.0, 1)
+    inside, outside = left[..., 80:120, 100:140], left[..., 10:40, 10:60]
+    assert float(inside.mean() - outside.mean()) == pytest.approx(0.1, abs=0.01)
+    assert float(inside.std()) < 0.3 * float(grain_.std())
 
 
 def test_very_coarse_speckle_is_halved_again():
