@@ -4,8 +4,8 @@ A network knows speckle of the sizes that it was trained on. Many scanners store
 beyond what their beams resolve, with grains of ten pixels and more; to a network these look like
 small structures, and it keeps them as strokes and blotches. At half the size they are grains again.
 What is removed there is enlarged and taken away before the network looks at the whole size. There
-it removes what is fine alone: what half the size has left and is wide, such as a faint lesion, would
-be taken for the last of the speckle.
+it removes what is fine alone: what is wide and left by half the size, such as a faint lesion, it
+would take for the last of the speckle.
 """
 
 from __future__ import annotations
