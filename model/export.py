@@ -108,7 +108,7 @@ def export(
 
 def _trained(source: Path) -> tuple[Student, dict[str, Any]]:
     """The student of a run, or of a bundle, and what is known of its training."""
-    if (source / bundles.MANIFEST).is_file() or (bundles.BUNDLES / source).is_dir():
+    if any((folder / bundles.MANIFEST).is_file() for folder in (source, bundles.BUNDLES / source)):
         bundle = bundles.load(source)
         return bundle.student, bundle.manifest.training
     try:

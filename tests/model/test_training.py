@@ -263,3 +263,16 @@ def test_auto_precision_asks_what_the_processor_computes_in(computed, expected, 
     monkeypatch.setattr("model.cost.computed_here", lambda: kinds)
     assert train._precision(Recipe(name="any", precision="auto", accelerator="cpu")) == expected
     assert train._precision(Recipe(name="any", precision="16-mixed")) == "16-mixed"
+
+
+@pytest.mark.parametrize("source", ["quality", str(bundle.BUNDLES / "quality")])
+def test_a_bundle_is_exported_again_with_other_shares(tmp_path, source):
+    from model.export import export
+
+    made = export(Path(source), tmp_path, name="mine", version="1", retain=0.5, rim_px=8)
+    shipped = bundle.load("quality")
+    assert made.manifest.weights_sha256 == shipped.manifest.weights_sha256
+    assert made.manifest.training == shipped.manifest.training
+    assert made.manifest.device_uid != shipped.manifest.device_uid
+    assert made.student.architecture.retain == 0.5
+    assert made.student.architecture.rim_px == 8
