@@ -52,12 +52,13 @@ def main() -> None:
     tiles: list[list[Tile]] = []
     for simulator, simulate in SIMULATORS.items():
         scenes = simulate(arguments.scenes, SEED)
-        found = [scene for scene in scenes if len(find(scene.noisy, 1).outside)]
-        others = [scene for scene in scenes if not any(scene is one for one in found)]
-        for what, group in (("rim", found), ("no rim", others)):
+        groups: dict[str, list[Scene]] = {"rim": [], "no rim": []}
+        for scene in scenes:
+            groups["rim" if len(find(scene.noisy, 1).outside) else "no rim"].append(scene)
+        for what, group in groups.items():
             measured = [_measured(left, shipped, scene) for scene in group]
             rows.append(_row(f"{simulator}, {what}", len(group), np.array(measured)))
-        tiles += [_tiles(left, shipped, scene) for scene in found[:2]]
+        tiles += [_tiles(left, shipped, scene) for scene in groups["rim"][:2]]
     settings = {
         "bundle": arguments.bundle,
         "scenes": f"{arguments.scenes} of either simulator, 256x256; seed {SEED}",

@@ -166,8 +166,8 @@ class Despeckler:
     @torch.inference_mode()
     def _infer(self, frames: NDArray[np.uint8], strength: float, cine: _Cine) -> NDArray[np.uint8]:
         """Despeckle (frames, rows, columns) uint8 at once; measures the cine where it has to."""
-        cine.look(frames, self._student.architecture.rim_px, self._device)
         grey: Tensor = torch.from_numpy(frames)[:, None].to(self._device)
+        cine.look(grey, self._student.architecture.rim_px)
         x = (grey.to(torch.float32) / 255).to(self._dtype)
         removed = cine.rim.without(self._removed(cine.rim.continued(x), cine))
         despeckled = grey - (255 * strength) * removed.to(torch.float32)
@@ -199,12 +199,19 @@ class _Cine:
     lit: bool = False
     """Whether a frame has shown anything yet."""
 
-    def look(self, frames: NDArray[np.uint8], reach_px: int, device: torch.device) -> None:
-        """Find the rim in the first frames that show anything, and where tissue has crossed it."""
-        crossed = any(self.rim.is_lit(frame) for frame in frames)
-        if crossed or not self.lit:
-            self.lit = bool(frames.any())
-            self.rim = find_rim(frames.max(0), reach_px).to(device)
+    def look(self, grey: Tensor, reach_px: int) -> None:
+        """Find the rim in the first frames that show anything, and where tissue has crossed it.
+
+        Parameters
+        ----------
+        grey : Tensor, (frames, 1, rows, columns), uint8
+        reach_px : int
+            Of `model.rim.find`.
+        """
+        if not self.lit or self.rim.is_lit(grey):
+            most = grey.amax((0, 1)).cpu().numpy()
+            self.lit = bool(most.any())
+            self.rim = find_rim(most, reach_px).to(grey.device)
 
 
 def load_all(settings: Settings) -> dict[str, Despeckler]:

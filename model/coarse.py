@@ -75,8 +75,8 @@ def wide_part(removed: Tensor, share: float) -> Tensor:
     """
     rows, columns = removed.shape[-2:]
     cell = 2 * CELL_PX
-    whole = F.pad(removed, (0, -columns % cell, 0, -rows % cell), mode="replicate")
-    part = coarse_part(F.avg_pool2d(whole, 2)[:, 0], 0.0, share)
+    whole = F.pad(removed[:, 0], (0, -columns % cell, 0, -rows % cell), mode="replicate")
+    part = coarse_part(F.avg_pool2d(whole, 2), 0.0, share)
     return part[..., :rows, :columns]
 
 

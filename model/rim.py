@@ -73,11 +73,12 @@ class Rim:
         """On a device."""
         return Rim(self.outside.to(device), self.source.to(device), self.black.to(device))
 
-    def is_lit(self, frame: Grey) -> bool:
-        """Whether a later frame, (rows, columns), shows tissue where this rim has none."""
+    def is_lit(self, grey: Tensor) -> bool:
+        """Whether one of later frames, (..., rows, columns), uint8, shows tissue beyond the rim."""
         if not len(self.outside):
             return False
-        return bool((frame.ravel()[self.outside.cpu().numpy()] > BLACK).mean() > LIT_AGAIN)
+        lit = grey.flatten(-2)[..., self.outside] > BLACK
+        return bool((lit.double().mean(-1) > LIT_AGAIN).any())
 
 
 def no_rim() -> Rim:

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 from model.coarse import CELL_PX, coarse_part, halved
 from model.folding import folded, unfolded
 from model.reparameterise import ReparameterisedConv
-from model.rim import brightest
+from model.rim import Rim, brightest, no_rim
 from model.rim import find as find_rim
 from model.scales import residual_measured, residual_over_scales
 
@@ -191,11 +191,16 @@ class Student(nn.Module):
         """Remove speckle; `strength` 0 returns the input bit by bit."""
         if strength == 0:
             return x
-        rim = find_rim(brightest(x), self.architecture.rim_px)
+        rim = self._rim(x)
         seen = rim.continued(x)
         removed = self.residual(seen)
         removed = residual_measured(self.residual, seen, removed, self.architecture.halvings)
         return x - strength * rim.without(removed)
+
+    def _rim(self, x: Tensor) -> Rim:
+        """One for all images; a network in training has none, and does not wait for a look."""
+        reach_px = self.architecture.rim_px
+        return find_rim(brightest(x), reach_px).to(x.device) if reach_px else no_rim()
 
 
 _KEEPS_NOTHING = -4.0

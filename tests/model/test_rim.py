@@ -106,14 +106,14 @@ def test_no_reach_and_no_rim_change_nothing():
     for rim in (find(image, 0), no_rim()):
         assert rim.continued(x) is x
         assert rim.without(x) is x
-        assert not rim.is_lit(np.full_like(image, 255))
+        assert not rim.is_lit(torch.full(image.shape, 255, dtype=torch.uint8))
 
 
 def test_tissue_that_crosses_the_rim_is_seen():
     image, _ = sector()
     rim = find(image, 32)
-    assert not rim.is_lit(image)
-    assert rim.is_lit(np.full_like(image, BLACK + 1))
+    assert not rim.is_lit(torch.from_numpy(image))
+    assert rim.is_lit(torch.full(image.shape, BLACK + 1, dtype=torch.uint8))
 
 
 def test_brightest_of_several():
