@@ -1,6 +1,7 @@
 """TLS contexts for associations: PS3.15 B.12, the profile of BCP 195.
 
-TLS 1.2 at least; both sides show a certificate and both are verified.
+TLS 1.2 at least; both sides show a certificate and both are verified. Renewed files are taken up
+without a restart.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ from pathlib import Path
 
 from dicom_node.config import TlsSection
 from dicom_node.errors import ConfigError
+from dicom_node.service import log
+
+_log = log.get(__name__)
 
 
 def serving(section: TlsSection) -> ssl.SSLContext:
     """For accepted connections: callers have to show a certificate that the authorities vouch for.
+
+    Files that are replaced later hold for the connections after that.
 
     Raises
     ------
     ConfigError
         A file is missing or not what it should be.
     """
-    context = _LazyContext(ssl.PROTOCOL_TLS_SERVER)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return _loaded(context, section)
+    return _Renewable.of(section)
 
 
 def calling(section: TlsSection) -> ssl.SSLContext:
@@ -39,18 +43,63 @@ def calling(section: TlsSection) -> ssl.SSLContext:
     return _loaded(context, section)
 
 
-class _LazyContext(ssl.SSLContext):
-    """Shakes hands at the first read, in the association's own thread.
+class _Renewable(ssl.SSLContext):
+    """Serves with the files as they are when a caller connects; shakes hands at the first read.
 
-    pynetdicom wraps a connection where it accepts it; a caller that connects and says nothing
-    would keep all others waiting.
+    An authority that is no longer trusted leaves with the renewal, too. Files that cannot be used,
+    as when a certificate is there before its key, are logged once and those before serve on.
+
+    The handshake is left to the association's own thread: pynetdicom wraps a connection where it
+    accepts it, and a caller that connects and says nothing would keep all others waiting.
     """
+
+    _section: TlsSection
+    _state: tuple[tuple[int, int, int], ...]
+    _current: ssl.SSLContext
+
+    @classmethod
+    def of(cls, section: TlsSection) -> _Renewable:
+        """The files of a section, which have to be usable by now."""
+        made = cls(ssl.PROTOCOL_TLS_SERVER)
+        made._section = section
+        made._current = _accepting(section)
+        made._state = _state(section)
+        return made
 
     def wrap_socket(  # type: ignore[override]
         self, sock: socket.socket, server_side: bool = False
     ) -> ssl.SSLSocket:
         """The connection, not yet encrypted."""
-        return super().wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
+        state = _state(self._section)
+        if state != self._state:
+            self._state = state
+            try:
+                self._current = _accepting(self._section)
+                _log.info("receive-tls-renewed")
+            except ConfigError as error:
+                _log.error("receive-tls-not-renewed", code=error.code, reason=error.message)
+        return self._current.wrap_socket(
+            sock, server_side=server_side, do_handshake_on_connect=False
+        )
+
+
+def _accepting(section: TlsSection) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return _loaded(context, section)
+
+
+def _state(section: TlsSection) -> tuple[tuple[int, int, int], ...]:
+    """What changes when one of the files is written or replaced."""
+    return tuple(_stamp(path) for path in (section.certificate, section.key, section.authorities))
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def _loaded(context: ssl.SSLContext, section: TlsSection) -> ssl.SSLContext:

@@ -124,6 +124,32 @@ def test_a_caller_without_tls_gets_no_association(node):
     assert done.returncode != 0
 
 
+def test_renewed_files_hold_from_the_next_association_on(tmp_path, people):
+    served, renewed = identity(tmp_path, "served"), identity(tmp_path, "renewed")
+    authorities = trusting(tmp_path, "served", people["peer"])
+    settings = receive_settings(
+        tmp_path, tls=tls_section(served, authorities), plain=False, tls_port=free_port()
+    )
+    known = people | {"served": served, "renewed": renewed}
+    with receiving(settings), capture_logs() as logged:
+        assert scanner(known, settings, "echoscu", trusts="served").returncode == 0
+        served.certificate.write_bytes(renewed.certificate.read_bytes())
+        assert scanner(known, settings, "echoscu", trusts="renewed").returncode != 0  # no key yet
+        served.key.write_bytes(renewed.key.read_bytes())
+        assert scanner(known, settings, "echoscu", trusts="renewed").returncode == 0
+        authorities.write_bytes(people["stranger"].certificate.read_bytes())
+        assert scanner(known, settings, "echoscu", trusts="renewed").returncode != 0
+        asked = scanner(known, settings, "echoscu", who="stranger", trusts="renewed")
+        assert asked.returncode == 0
+    events = [entry for entry in logged if "renewed" in entry["event"]]
+    assert [entry["event"] for entry in events] == [
+        "receive-tls-not-renewed",
+        "receive-tls-renewed",
+        "receive-tls-renewed",
+    ]
+    assert "tls.certificate, tls.key" in events[0]["reason"]
+
+
 def test_a_caller_that_never_shakes_hands_keeps_nobody_waiting(node, people):
     settings, _ = node
     silent = [socket.create_connection((LOOPBACK, settings.receive.tls_port)) for _ in range(3)]
