@@ -251,10 +251,7 @@ def _settings(config: Path | None) -> tuple[Path | None, Settings]:
 
 def _with_strength(settings: Settings, strength: float | None) -> Settings:
     """The settings with the strength of the command line, where it names one."""
-    if strength is None:
-        return settings
-    chosen = settings.despeckle.model_copy(update={"strength": strength})
-    return settings.model_copy(update={"despeckle": chosen})
+    return settings if strength is None else settings.with_strength(strength)
 
 
 def _ledger(settings: Settings, *, must_exist: bool = False) -> Ledger:

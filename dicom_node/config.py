@@ -19,6 +19,7 @@ from dicom_node.errors import ConfigError
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+Strength = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Section(BaseModel):
@@ -102,6 +103,8 @@ class Peer(_Section):
     """Addresses or CIDR networks it may call from; empty means any."""
     bundle: str = ""
     """Model bundle for what it sends; empty means `despeckle.bundle`."""
+    strength: Strength | None = None
+    """Strength for what it sends; without one it is `despeckle.strength`."""
     receives: bool = False
     """Derived series are sent to it."""
     confirm: Literal["commitment", "query", "none"] = "commitment"
@@ -145,7 +148,7 @@ class DespeckleSection(_Section):
 
     bundle: str = "quality"
     """Name of a packaged bundle (quality, lesions), or the path of a bundle folder."""
-    strength: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    strength: Strength = 1.0
     """0 leaves every pixel as it was, 1 removes all the speckle that the student finds."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the student runs; auto takes the GPU where there is one."""
@@ -287,10 +290,28 @@ class Settings(_Section):
             for bundle, key in found.items()
         }
 
-    def bundle_for(self, ae_title: str) -> str:
-        """Model bundle for what the AE that calls itself `ae_title` sends."""
+    def for_sender(self, ae_title: str) -> Settings:
+        """The settings with the bundle and strength for what the AE with this title sends."""
         peer = self.peer_of(ae_title)
-        return peer.bundle if peer and peer.bundle else self.despeckle.bundle
+        if peer is None:
+            return self
+        strength = self.despeckle.strength if peer.strength is None else peer.strength
+        return self._despeckling(bundle=peer.bundle or self.despeckle.bundle, strength=strength)
+
+    def of_any_strength(self) -> list[Settings]:
+        """The settings with each strength in use, that of `despeckle.strength` first."""
+        used = {self.despeckle.strength: None}
+        used |= {peer.strength: None for peer in self.peers.values() if peer.strength is not None}
+        return [self._despeckling(strength=strength) for strength in used]
+
+    def with_strength(self, strength: float) -> Settings:
+        """The settings with one strength, whoever sends."""
+        peers = {n: p.model_copy(update={"strength": None}) for n, p in self.peers.items()}
+        return self._despeckling(strength=strength).model_copy(update={"peers": peers})
+
+    def _despeckling(self, **values: str | float) -> Settings:
+        """The settings with other values of `despeckle`."""
+        return self.model_copy(update={"despeckle": self.despeckle.model_copy(update=values)})
 
     def peer_of(self, ae_title: str) -> Peer | None:
         """The peer that calls itself `ae_title`."""

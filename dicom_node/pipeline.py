@@ -19,6 +19,7 @@ from typing import BinaryIO, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from dicom_node.attributes.identity import derived_identity
 from dicom_node.config import Settings
@@ -133,13 +134,8 @@ def _derive(
     with clock.measured("regions"):
         tissue = tissue_map(decoder.dataset, decoder.geometry, samples, settings.regions)
         _require_tissue(tissue)
-    bundle = despeckler.bundle
-    fingerprint = pixel_fingerprint(despeckler, settings)
-    header = decoder.dataset
-    identity = derived_identity(
-        str(header.SOPInstanceUID), str(header.SeriesInstanceUID), bundle.device_uid, fingerprint
-    )
-    geometry = decoder.geometry
+    header, geometry = decoder.dataset, decoder.geometry
+    identity = identity_of(header, despeckler, settings)
     with tempfile.TemporaryFile(dir=work_directory) as waiting:
         report = _derive_frames(
             decoder, tissue, despeckler, settings=settings, waiting=waiting, clock=clock
@@ -149,7 +145,7 @@ def _derive(
                 header,
                 geometry,
                 identity,
-                bundle=bundle,
+                bundle=despeckler.bundle,
                 report=report,
                 settings=settings,
                 now=now,
@@ -201,7 +197,17 @@ def derive_files(
     return outcomes
 
 
-def pixel_fingerprint(despeckler: Despeckler, settings: Settings) -> str:
+def identity_of(source: Dataset, despeckler: Despeckler, settings: Settings) -> DerivedIdentity:
+    """UIDs of what is derived from a source with this student and these settings."""
+    return derived_identity(
+        str(source.SOPInstanceUID),
+        str(source.SeriesInstanceUID),
+        despeckler.bundle.device_uid,
+        _pixel_fingerprint(despeckler, settings),
+    )
+
+
+def _pixel_fingerprint(despeckler: Despeckler, settings: Settings) -> str:
     """Everything that changes pixels: the student, the strength and where it may act."""
     regions = settings.regions
     return (

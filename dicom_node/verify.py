@@ -23,7 +23,7 @@ from pydicom.sequence import Sequence
 from dicom_node.attributes.identity import is_own_output
 from dicom_node.config import Settings
 from dicom_node.decode import open_instance
-from dicom_node.pipeline import Despeckler, derive_instance
+from dicom_node.pipeline import Despeckler, derive_instance, identity_of
 from dicom_node.service.folder import write_into
 
 Frame = NDArray[np.uint8]
@@ -133,16 +133,18 @@ class Recomputed:
 def recompute(
     source_path: Path, derived_path: Path, despeckler: Despeckler, settings: Settings
 ) -> Recomputed:
-    """Derive the object again and compare.
+    """Derive the object again, at that of the strengths in use that its UID speaks of, and compare.
 
     Raises
     ------
     Refused, Permanent, Transient
         It cannot be derived.
     """
+    derived = dcmread(derived_path)
+    settings = _made_with(derived, open_instance(source_path).dataset, despeckler, settings)
     with tempfile.TemporaryDirectory() as folder:
         again = derive_instance(source_path, despeckler, settings, write_into(Path(folder)))
-        derived, other = dcmread(derived_path), dcmread(again.path)
+        other = dcmread(again.path)
         largest = differing = total = 0
         for one, two in zip(
             iter_pixels(derived, raw=True), iter_pixels(other, raw=True), strict=False
@@ -158,6 +160,16 @@ def recompute(
             differing=differing / max(total, 1),
             largest=largest,
         )
+
+
+def _made_with(
+    derived: Dataset, source: Dataset, despeckler: Despeckler, settings: Settings
+) -> Settings:
+    """The settings with the strength that gives a derived object its UID; as they are if none."""
+    for one in settings.of_any_strength():
+        if identity_of(source, despeckler, one).sop_instance_uid == str(derived.SOPInstanceUID):
+            return one
+    return settings
 
 
 def source_of(derived: Dataset) -> str:

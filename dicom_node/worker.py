@@ -174,10 +174,11 @@ class Worker:
             "series_instance_uid": instance.identity.series_instance_uid,
         }
         _log.info("derive-started", attempt=instance.attempts, size=instance.size, **uids)
+        settings = self._settings.for_sender(instance.calling_ae)
         derived = derive_instance(
             instance.source_path,
-            self._despecklers[self._settings.bundle_for(instance.calling_ae)],
-            self._settings,
+            self._despecklers[settings.despeckle.bundle],
+            settings,
             lambda relative, chunks: self._spool.write(chunks, relative),
             work_directory=self._spool.incoming,
         )

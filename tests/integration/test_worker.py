@@ -19,6 +19,7 @@ from dicom_node.errors import Permanent, Refused, Transient
 from dicom_node.ledger import Ledger, confirmations
 from dicom_node.records import Arrival, DeliveryState, Identity, Stage
 from dicom_node.spool import Spool
+from dicom_node.verify import recompute
 from tests.builders import MedianDespeckler, write_us_instance
 from tests.peers import LOOPBACK, free_port, wait_until
 
@@ -131,6 +132,27 @@ def test_bundle_is_the_one_for_the_sender(tmp_path, ledger, spool):
         for uid in uids:
             wait_stage(ledger, uid, Stage.DONE)
     assert len(default.seen) == 2 * len(other.seen) > 0
+
+
+def test_strength_is_the_one_for_the_sender(tmp_path, ledger, spool):
+    document = {
+        "node": {"state_directory": str(tmp_path)},
+        "despeckle": {"strength": 0.9},
+        "peers": {
+            "breast": {"ae_title": "BREAST", "strength": 0.25},
+            "raw": {"ae_title": "RAW", "strength": 0.0},
+            "plain": {"ae_title": "US1"},
+        },
+    }
+    settings = parse(document)
+    uids = {ae: arrive(ledger, spool, ae) for ae in ("US1", "BREAST", "RAW", "UNKNOWN")}
+    with working(settings, ledger, spool):
+        rows = {ae: wait_stage(ledger, uid, Stage.DONE) for ae, uid in uids.items()}
+    for ae, strength in {"US1": 0.9, "BREAST": 0.25, "RAW": 0.0, "UNKNOWN": 0.9}.items():
+        derived = dcmread(rows[ae].derived_path)
+        assert f"strength {strength:.2f}" in derived.DerivationDescription
+        again = recompute(rows[ae].source_path, rows[ae].derived_path, MedianDespeckler(), settings)
+        assert again.agrees
 
 
 def test_without_destinations_an_instance_ends_in_the_spool(tmp_path, ledger, spool):
