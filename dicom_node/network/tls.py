@@ -61,9 +61,8 @@ class _Renewable(ssl.SSLContext):
     def of(cls, section: TlsSection) -> _Renewable:
         """The files of a section, which have to be usable by now."""
         made = cls(ssl.PROTOCOL_TLS_SERVER)
-        made._section = section
+        made._section, made._state = section, _state(section)
         made._current = _accepting(section)
-        made._state = _state(section)
         return made
 
     def wrap_socket(  # type: ignore[override]
@@ -109,21 +108,24 @@ def _loaded(context: ssl.SSLContext, section: TlsSection) -> ssl.SSLContext:
     authorities = _named("tls.authorities", section.authorities)
     try:
         context.load_cert_chain(certificate, key, password=lambda: "")  # else it asks the terminal
-    except ssl.SSLError as error:
+    except OSError as error:  # an SSLError is one, too
         raise ConfigError(
             "tls-unusable",
             f"tls.certificate, tls.key: '{certificate}' and '{key}' are no PEM certificate and its "
-            f"unencrypted key ({error.reason or 'unreadable'})",
+            f"unencrypted key ({_reason(error)})",
         ) from error
     try:
         context.load_verify_locations(authorities)
-    except ssl.SSLError as error:
+    except OSError as error:  # an SSLError is one, too
         raise ConfigError(
             "tls-unusable",
-            f"tls.authorities: '{authorities}' holds no PEM certificates "
-            f"({error.reason or 'unreadable'})",
+            f"tls.authorities: '{authorities}' holds no PEM certificates ({_reason(error)})",
         ) from error
     return context
+
+
+def _reason(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or "unreadable"
 
 
 def _named(key: str, path: str) -> str:
