@@ -60,6 +60,22 @@ def train(
 
 
 @app.command()
+def keep(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    output: Annotated[Path, typer.Argument(help="Folder for its weights and description.")],
+) -> None:
+    """Keep a run's weights in half precision, without what only its training needs."""
+    from model.runs import RunError
+    from model.runs import keep as keep_weights
+
+    try:
+        kept = keep_weights(run, output)
+    except RunError as error:
+        raise _unusable(str(error)) from error
+    console.print(f"kept: {kept}", soft_wrap=True)
+
+
+@app.command()
 def evaluate(
     *,
     protocol: Annotated[

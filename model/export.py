@@ -121,8 +121,8 @@ def _trained(source: Path) -> tuple[Student, dict[str, Any]]:
         )
     return run.network, {
         **run.description,
-        "steps": int(run.checkpoint["global_step"]),
-        "minutes": round(run.checkpoint["spent_seconds"] / 60, 1),
+        "steps": run.steps,
+        "minutes": round(run.minutes, 1),
     }
 
 

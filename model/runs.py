@@ -1,4 +1,8 @@
-"""A training run on disk: ``run.json`` says what it is, ``last.ckpt`` holds its weights."""
+"""A training run on disk: ``run.json`` says what it is, ``last.ckpt`` holds its weights.
+
+A run can be kept without what only a training needs: `keep` writes its averaged weights in half
+precision, small enough to lie beside the code.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model import bundle as bundles
@@ -20,6 +26,8 @@ from model.student import parameters
 
 LAST = "last.ckpt"
 """Checkpoint from which a run goes on; its ``state_dict`` holds the averaged weights."""
+KEPT = "weights.safetensors"
+"""Averaged weights of a run that was kept; it cannot be gone on with."""
 DESCRIPTION = "run.json"
 PREFIX = "network."
 """Of the network's weights within a checkpoint."""
@@ -44,8 +52,10 @@ class LoadedRun:
     kind : str
         student, teacher or dncnn.
     recipe : Recipe
-    checkpoint : dict
-        All that the trainer kept.
+    steps : int
+        Of the training.
+    minutes : float
+        The same.
     description : dict
         What ``run.json`` says.
     """
@@ -55,12 +65,13 @@ class LoadedRun:
     described: str
     kind: str
     recipe: Recipe
-    checkpoint: dict[str, Any]
+    steps: int
+    minutes: float
     description: dict[str, Any]
 
 
 def load(folder: Path) -> LoadedRun:
-    """Load the averaged weights of a run.
+    """Load the averaged weights of a run, or of one that was kept.
 
     Raises
     ------
@@ -68,15 +79,22 @@ def load(folder: Path) -> LoadedRun:
     """
     description = describe(folder)
     recipe = Recipe.model_validate(description["recipe"])
-    path = folder / LAST
-    if not path.exists():
-        raise RunError(f"{path}: missing; train the recipe {recipe.name!r} first")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    path = _weights_file(folder)
+    if path.name == KEPT:
+        try:
+            averaged = {key: value.float() for key, value in load_file(path).items()}
+        except SafetensorError as error:
+            raise RunError(f"{path}: {error}; copy it again") from error
+        steps, minutes = int(description["steps"]), float(description["minutes"])
+    else:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        averaged = weights(checkpoint)
+        steps, minutes = int(checkpoint["global_step"]), checkpoint["spent_seconds"] / 60
     network = recipe.network.build()
-    network.load_state_dict(weights(checkpoint))
+    network.load_state_dict(averaged)
     described = (
         f"{recipe.network.kind}, {parameters(network):,} parameters, "
-        f"{checkpoint['global_step']:,} steps in {checkpoint['spent_seconds'] / 60:.0f} min"
+        f"{steps:,} steps in {minutes:.0f} min"
     )
     return LoadedRun(
         network.eval(),
@@ -84,9 +102,34 @@ def load(folder: Path) -> LoadedRun:
         described,
         recipe.network.kind,
         recipe,
-        checkpoint,
+        steps,
+        minutes,
         description,
     )
+
+
+def keep(folder: Path, target: Path) -> Path:
+    """Write a run's averaged weights in half precision, and ``run.json``, to another folder.
+
+    Returns
+    -------
+    Path
+        ``target``, which `load` takes as it takes the run.
+
+    Raises
+    ------
+    RunError
+        There is no such run, or the target is a training run itself.
+    """
+    if (target / LAST).exists():
+        raise RunError(f"{target}: holds a training run; name another folder")
+    run = load(folder)
+    description = run.description | {"steps": run.steps, "minutes": round(run.minutes, 1)}
+    target.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.half() for key, value in run.network.state_dict().items()}, target / KEPT)
+    (target / KEPT).chmod(0o644)  # safetensors writes for the owner alone
+    (target / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    return target
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -113,11 +156,19 @@ def weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def _weights_file(folder: Path) -> Path:
+    """The checkpoint of a run, or else the weights that were kept of it."""
+    for name in (LAST, KEPT):
+        if (folder / name).is_file():
+            return folder / name
+    raise RunError(f"{folder / LAST}: missing; run its recipe first")
+
+
 def start_weights(source: str) -> tuple[nn.Module, str]:
     """Network of a run's folder, or else of a bundle, and the hash of its weights."""
     folder = Path(source)
     if (folder / DESCRIPTION).exists():
-        return load(folder).network, bundles.sha256(folder / LAST)
+        return load(folder).network, bundles.sha256(_weights_file(folder))
     bundle = bundles.load(source)
     return bundle.student, bundle.manifest.weights_sha256
 

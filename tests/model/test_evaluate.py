@@ -192,10 +192,7 @@ def run_folder(tmp_path, monkeypatch):
     """Folder of a run whose network is `Darker`."""
     loaded = SimpleNamespace(network=Darker(), described="darker 0", kind="dncnn", label="x")
     monkeypatch.setitem(sys.modules, "model.runs", SimpleNamespace(load=lambda _: loaded))
-    folder = tmp_path / "runs" / "darker"
-    folder.mkdir(parents=True)
-    (folder / "last.ckpt").write_bytes(b"")
-    return folder
+    return tmp_path / "runs" / "darker"
 
 
 def test_a_run_competes_under_its_label(run_folder):
@@ -223,7 +220,7 @@ def test_self_ensemble_is_a_row_of_its_own_and_mirrors_every_view_back(run_folde
     ("runs", "ensembles", "said"),
     [
         (["student"], [], "LABEL=FOLDER"),
-        (["student=absent"], [], "last.ckpt"),
+        (["student=absent"], [], r"absent/run\.json"),
         ([], ["teacher"], "no run has this label"),
     ],
 )

@@ -96,6 +96,28 @@ def test_training_resumes_and_exports_a_bundle_that_loads(tmp_path, monkeypatch)
     assert second.manifest.device_uid != exported.manifest.device_uid
     assert second.manifest.weights_sha256 == exported.manifest.weights_sha256
 
+    from model import runs
+
+    kept = runs.keep(tmp_path / "runs" / "smoke", tmp_path / "kept")
+    assert sorted(path.name for path in kept.iterdir()) == ["run.json", "weights.safetensors"]
+    again, run = runs.load(kept), runs.load(tmp_path / "runs" / "smoke")
+    assert (again.described, again.kind) == (run.described, run.kind)
+    x = torch.rand(1, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.network(x), run.network(x), atol=2e-3, rtol=0)
+    assert (
+        export(kept, tmp_path / "bundles", name="kept", version="1").manifest.training["steps"]
+        == 20
+    )
+    with pytest.raises(runs.RunError, match="another folder"):
+        runs.keep(kept, tmp_path / "runs" / "smoke")
+    (kept / runs.KEPT).write_bytes(b"half")
+    with pytest.raises(runs.RunError, match="copy it again"):
+        runs.load(kept)
+    (kept / runs.KEPT).unlink()
+    with pytest.raises(runs.RunError, match="missing"):
+        runs.load(kept)
+
 
 PUPIL = """
 name = "pupil"
