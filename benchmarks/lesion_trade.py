@@ -29,7 +29,7 @@ from model.student import Student, despeckled
 
 SEED = VALIDATION_SEED + 60
 DIAMETERS_PX = (10, 14, 20, 30)
-SIZE = Size(faint=6, plain=0, even=4, blocks=0, frames=12)
+SIZE = Size(faint=24, plain=0, even=12, blocks=0, frames=12)
 Grey = NDArray[np.float32]
 
 
@@ -128,7 +128,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--halvings", type=int, default=3, help="as of `export`")
     parser.add_argument("--rim", type=int, default=32, help="as of `export`")
-    parser.add_argument("--scenes", type=int, default=12)
+    parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("out/lesion-trade"))
     return parser.parse_args()

@@ -120,7 +120,7 @@ def evaluate(
         ),
     ] = ["speckle"],  # noqa: B006 typer copies it
     strength: Annotated[float, typer.Option(min=0, max=1, help="Of the networks.")] = 1.0,
-    scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes a simulator.")] = 40,
+    scenes: Annotated[int, typer.Option(min=1, help="Simulated scenes a simulator.")] = 100,
     tuning_scenes: Annotated[
         int, typer.Option(min=1, help="Simulated scenes that classical methods are tuned on.")
     ] = 12,

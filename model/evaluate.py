@@ -70,7 +70,7 @@ class Settings:
     """Classical methods by name; none means all."""
     strength: float = 1.0
     """Share of the removed part that networks take away."""
-    scenes: int = 40
+    scenes: int = 100
     """Scenes of each simulator."""
     seed: int = EVALUATION_SEED
     """Of the simulated scenes, and of the noise that is added to real images."""

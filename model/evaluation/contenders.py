@@ -42,6 +42,8 @@ class Contender:
         Paper and implementation.
     network : nn.Module, optional
         Where the cost can be counted and reduced precision tried.
+    shipped : bool
+        Whether it is a bundle, which all others are held against.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Contender:
     settings: str = ""
     source: str = ""
     network: nn.Module | None = None
+    shipped: bool = False
 
 
 def identity(image: NDArray[np.uint8]) -> Grey:
@@ -78,7 +81,9 @@ def students(names: Sequence[str], strength: float = 1.0) -> list[Contender]:
         settings = f"bundle {manifest.name} {manifest.version}, {manifest.parameters:,} parameters"
         if strength != 1:
             settings += f", strength {strength:g}"
-        found.append(Contender(label, method, settings, "this project", loaded.student))
+        found.append(
+            Contender(label, method, settings, "this project", loaded.student, shipped=True)
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model import metrics
 from model.baselines import Grey
@@ -36,6 +37,8 @@ TISSUE = (
     "largest_shift",
 )
 COLUMNS = ("method", *FIDELITY, *TISSUE)
+COMPARED = ("psnr", "gcnr", "gcnr_shown", "survival")
+"""Figures that a shipped student is held against each other method by, scene by scene."""
 REFERENCE = "reference"
 FIDELITY_NOTE = "PSNR and gain are means over scenes, of whole images."
 NOTE = (
@@ -44,6 +47,10 @@ NOTE = (
     "which a display of 8 bits has not: read it beside contrast error and survival. The "
     "reference row judges the expectation itself: no method can honestly show sharper edges or "
     "more contrast."
+)
+DIFFERENCES_NOTE = (
+    "Mean difference over the scenes and its 95 % interval (normal approximation). A difference "
+    "within the interval is chance."
 )
 DETECTABLE_PX = 10.0
 """Least diameter of a lesion that has pixels enough for a histogram."""
@@ -159,7 +166,12 @@ def document(
     names = [method for method in judged.figures if method != REFERENCE]
     rows = [summary(method, judged.figures) for method in [*names, REFERENCE]]
     head = header("Physics: simulated scenes with an exact reference", described)
-    tables = [*_tables(rows, judged.survival), *_parameters(settings)]
+    shipped = [c.name for c in next(iter(settings.values()), ()) if c.shipped]
+    tables = [
+        *_tables(rows, judged.survival),
+        *(differences(one, judged.figures) for one in shipped),
+        *_parameters(settings),
+    ]
     documents = write(output, name, tables, head)
     per_scene = output / f"{name}-scenes.csv"
     _write_scenes(per_scene, judged.figures)
@@ -217,6 +229,34 @@ def summary(name: str, figures_of: Mapping[str, Sequence[Figures]]) -> dict[str,
     times = [scene["milliseconds"] for scene in found if "milliseconds" in scene]
     row["milliseconds"] = statistics.median(times) if times else math.nan
     return row
+
+
+def differences(name: str, figures_of: Mapping[str, Sequence[Figures]]) -> Table:
+    """How much more one method reaches than each other one, over the scenes that both were given.
+
+    Paired, since scenes differ more than methods do: what lies within the interval is chance.
+    """
+    others = [other for other in figures_of if other not in (name, NOISY, REFERENCE)]
+    rows: list[dict[str, Value]] = []
+    for other in others:
+        row: dict[str, Value] = {"less": other}
+        for key in COMPARED:
+            pairs = zip(figures_of[name], figures_of[other], strict=True)
+            found = np.array([a.get(key, math.nan) - b.get(key, math.nan) for a, b in pairs])
+            row[metrics.COLUMNS[key].label] = _interval(
+                found[np.isfinite(found)], metrics.COLUMNS[key].digits
+            )
+        rows.append(row)
+    columns = ["less", *(metrics.COLUMNS[key].label for key in COMPARED)]
+    return Table(f"{name}, less each other method", columns, rows, [DIFFERENCES_NOTE])
+
+
+def _interval(values: NDArray[np.float64], digits: int) -> str:
+    """Mean and half of its 95 % interval."""
+    if len(values) < 2:  # noqa: PLR2004 one says nothing of the spread
+        return "-"
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    return f"{values.mean():+.{digits}f} ± {half:.{digits}f}"
 
 
 def _tables(

@@ -208,8 +208,9 @@ def tables(judged: Mapping[str, Judged], grounds: Grounds) -> list[Table]:
                 {name: each.survival for name, each in judged.items()},
                 contrast,
                 "Share that keeps its sign and half of its contrast in the reference, brighter and "
-                f"darker ones alike, at least {fewest} a size, against tissue up to 5 px beyond "
-                "the edge. In the speckled input itself some are lost to chance.",
+                f"darker ones alike, at least {fewest} a size (a standard error of "
+                f"{_standard_error(fewest):.3f} at most), against tissue up to 5 px beyond the "
+                "edge. In the speckled input itself some are lost to chance.",
             ),
             _by_diameter(
                 f"Contrast kept by lesions of {contrast:g} dB",
@@ -228,6 +229,11 @@ def tables(judged: Mapping[str, Judged], grounds: Grounds) -> list[Table]:
         for title, columns, note in GROUPS
     ]
     return found
+
+
+def _standard_error(count: int) -> float:
+    """Of a share of one half, where it is largest."""
+    return 0.5 / math.sqrt(count) if count else math.nan
 
 
 def _by_diameter(

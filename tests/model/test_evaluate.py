@@ -34,6 +34,7 @@ from model.evaluation.contenders import (
     identity,
     noisy,
     simulated,
+    students,
     trained_runs,
 )
 from model.evaluation.tables import Table, header, mean, write
@@ -302,6 +303,37 @@ def test_physics_writes_tables_figures_and_pictures(tmp_path, few_scenes):
     for name in ("physics-gain.png", "physics-pareto.png", "physics-made-5.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 200
+
+
+def test_differences_are_paired_and_say_what_is_chance():
+    rng = np.random.default_rng(3)
+    scenes = rng.normal(30, 5, 40)
+    figures_of = {
+        "noisy": [{"psnr": 20.0}] * 40,
+        "ours": [{"psnr": value + 1, "gcnr": 0.9} for value in scenes],
+        "worse": [{"psnr": value, "gcnr": math.nan} for value in scenes],
+        "equal": [{"psnr": value + 1 + rng.normal(0, 0.1), "gcnr": 0.8} for value in scenes],
+        "reference": [{"psnr": math.inf}] * 40,
+    }
+    table = physics_protocol.differences("ours", figures_of)
+    rows = {row["less"]: row for row in table.rows}
+    assert list(rows) == ["worse", "equal"]
+    assert rows["worse"]["PSNR dB"] == "+1.00 ± 0.00"
+    assert rows["worse"]["gCNR"] == "-"
+    assert rows["equal"]["gCNR"] == "+0.100 ± 0.000"
+    difference, interval = (float(part) for part in rows["equal"]["PSNR dB"].split(" ± "))
+    assert abs(difference) < 2 * interval < 0.1
+
+
+def test_a_shipped_student_is_held_against_the_others(tmp_path, few_scenes):
+    (student,) = students(["quality"])
+    pair = [*CONTENDERS, student]
+    judged = physics_protocol.judge(pair, few_scenes(2, 5), output=tmp_path, pictures=0)
+    text = physics_protocol.document(judged, {"speckle": pair}, output=tmp_path, described={})[
+        0
+    ].read_text()
+    assert "### student, less each other method" in text
+    assert "| smooth | +" in text
 
 
 def test_thin_lines_are_measured_where_a_scene_is_labelled_with_them(tmp_path):
