@@ -39,7 +39,7 @@ from model.student import Student, despeckled
 
 SEED = VALIDATION_SEED + 80
 FACTORS = (1, 2, 3)
-SIZE = Size(faint=4, plain=0, even=2, blocks=0, frames=2)
+SIZE = Size(faint=16, plain=0, even=8, blocks=0, cines=0)
 LESION_PX = 20
 WAYS = ("one scale", "as shipped")
 DECIBELS = ("scenes", "enlarged", "speckle px", "speckled dB", *(f"{way}, dB" for way in WAYS))

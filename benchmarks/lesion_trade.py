@@ -1,7 +1,7 @@
 """What keeping more of faint lesions costs: lesions, false structures and decibels by `--retain`.
 
 Networks are run at every setting over scenes of their own seed: 3 dB lesions and even tissue of
-either simulator, validation scenes, a still tissue under fresh speckle. Classical methods on such
+either simulator, validation scenes, still tissues under fresh speckle. Classical methods on such
 scenes are in the safety protocol.
 
     python benchmarks/lesion_trade.py --bundle quality --retain 0 0.3 0.1/0.4
@@ -29,7 +29,7 @@ from model.student import Student, despeckled
 
 SEED = VALIDATION_SEED + 60
 DIAMETERS_PX = (10, 14, 20, 30)
-SIZE = Size(faint=24, plain=0, even=12, blocks=0, frames=12)
+SIZE = Size(faint=24, plain=0, even=12, blocks=0)
 Grey = NDArray[np.float32]
 
 
@@ -80,7 +80,9 @@ def _figures(
         "PSNR dB": f"{np.mean([_psnr(method(scene), scene) for scene in scenes]):.2f}",
         "gcnr": float(np.mean([_gcnr(method(s), s) for s in scenes if s.lesions])),
         "even, 95 % dB": appeared([method(s) for s in grounds.even], grounds.even)["10 px, dB"],
-        "flicker": flicker_reduction([method(s) for s in grounds.frames], grounds.frames),
+        "flicker": flicker_reduction(
+            [[method(s) for s in scenes] for scenes in grounds.cines], grounds.cines
+        ),
     }
     for diameter in DIAMETERS_PX:
         survival, contrast = lesions_kept(outputs, faint, diameter)

@@ -73,9 +73,9 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ),
         (
             "Shifts: grey levels between outputs of an image shifted by 0 to 3 pixels on each "
-            "axis, laid over one another. Grid: spread over the shifts of a period. Flicker: of a "
-            "still tissue under fresh speckle. Strength 0: 1 where a network then returns its "
-            "input bit for bit."
+            "axis, laid over one another. Grid: spread over the shifts of a period. Flicker: of "
+            "still tissues under fresh speckle, mean of their spreads. Strength 0: 1 where a "
+            "network then returns its input bit for bit."
         ),
     ),
     (
@@ -187,7 +187,9 @@ def judge(
     found = {
         **appeared(even, grounds.even),
         **brightness_shifts(run(grounds.blocks), grounds.blocks),
-        "flicker, times lower": flicker_reduction(run(grounds.frames), grounds.frames),
+        "flicker, times lower": flicker_reduction(
+            [run(scenes) for scenes in grounds.cines], grounds.cines
+        ),
         **drawing_changes(run_one(grounds.drawn.image), grounds.drawn),
         **shift_differences(contender.method, grounds.shifted),
         "strength 0 is the input": identity_at_zero(contender),

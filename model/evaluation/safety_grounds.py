@@ -75,7 +75,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is tried; the default costs a method about 65 images of 256x256."""
+    """How much is tried; the default costs a method about 75 images of 256x256."""
 
     side_px: int = 256
     faint: int = 36
@@ -84,10 +84,12 @@ class Size:
     """Images of lesions of 6 dB."""
     even: int = 12
     """Images of nothing but speckle."""
-    blocks: int = 2
+    blocks: int = 8
     """Images of tissue in classes of brightness."""
-    frames: int = 12
-    """Of the still cine."""
+    cines: int = 8
+    """Of a still tissue each."""
+    frames: int = 8
+    """Of each cine."""
     frame_side_px: int = 88
     shifted_side_px: int = 124
     """Of the image that is shifted by whole pixels."""
@@ -101,8 +103,10 @@ class Grounds:
     ----------
     lesions : dict of float to list of Scene
         By contrast, dB; either sign in turn.
-    even, blocks, frames : list of Scene
+    even, blocks : list of Scene
         See `Size`; blocks are labelled with their level in dB.
+    cines : list of list of Scene
+        Frames of one still tissue each, under fresh speckle.
     shifted : ndarray, (rows, columns), uint8
         Anatomy, for shifts by whole pixels.
     drawn : Drawn
@@ -111,7 +115,7 @@ class Grounds:
     lesions: dict[float, list[Scene]]
     even: list[Scene]
     blocks: list[Scene]
-    frames: list[Scene]
+    cines: list[list[Scene]]
     shifted: Grey8
     drawn: Drawn
 
@@ -139,12 +143,13 @@ class Grounds:
 
         rng = np.random.default_rng((seed, 5))
         shifted = one(5, 0, phantoms.draw(rng, (size.shifted_side_px, size.shifted_side_px)))
-        still = phantoms.draw(rng, (size.frame_side_px, size.frame_side_px))
+        frame = (size.frame_side_px, size.frame_side_px)
+        stills = [phantoms.draw(rng, frame) for _ in range(size.cines)]
         return cls(
             {3.0: many(0, size.faint, 3.0), 6.0: many(1, size.plain, 6.0)},
             [s for i in range(size.even) for s in one(2, i, _even_tissue(side))],
             [s for i in range(size.blocks) for s in one(3, i, brightness_blocks(side))],
-            one(4, 0, still, size.frames),
+            [one(4, i, still, size.frames) for i, still in enumerate(stills)],
             shifted[0].noisy,
             draw_on(one(6, 0, _even_tissue(side))[0].noisy),
         )
@@ -152,8 +157,8 @@ class Grounds:
     @property
     def turns(self) -> int:
         """Images that each method is given, shifted crops not counted."""
-        lesions = sum(len(scenes) for scenes in self.lesions.values())
-        return lesions + len(self.even) + len(self.blocks) + len(self.frames) + 1
+        lists = [*self.lesions.values(), self.even, self.blocks, *self.cines]
+        return sum(map(len, lists)) + 1
 
 
 def imaged(phantom: Phantom, rng: np.random.Generator, index: int, frames: int = 1) -> list[Scene]:

@@ -144,10 +144,19 @@ def brightness_shifts(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> Figur
     return found
 
 
-def flicker_reduction(outputs: Sequence[Grey], scenes: Sequence[Scene]) -> float:
-    """Temporal spread of the input over that of the output; infinite for a still output."""
-    after = metrics.flicker(outputs)
-    return metrics.flicker([scene.noisy for scene in scenes]) / after if after else math.inf
+def flicker_reduction(outputs: Sequence[Sequence[Grey]], cines: Sequence[Sequence[Scene]]) -> float:
+    """Temporal spread of the inputs over that of the outputs; infinite for still outputs.
+
+    Parameters
+    ----------
+    outputs : sequence of sequence of ndarray
+        A cine each, of as many frames as its scenes.
+    cines : sequence of sequence of Scene
+        Of a still tissue each.
+    """
+    before = mean(metrics.flicker([scene.noisy for scene in scenes]) for scenes in cines)
+    after = mean(metrics.flicker(frames) for frames in outputs)
+    return before / after if after else math.inf
 
 
 def shift_differences(method: Method, image: Grey8) -> Figures:

@@ -43,6 +43,7 @@ TINY = Size(
     plain=1,
     even=1,
     blocks=2,
+    cines=2,
     frames=3,
     frame_side_px=64,
     shifted_side_px=92,
@@ -155,10 +156,15 @@ def test_classes_of_brightness_are_apart_and_pure():
 
 
 def test_smoothing_lowers_flicker(grounds):
-    frames = grounds.frames
-    np.testing.assert_array_equal(frames[0].target, frames[1].target)
-    assert flicker_reduction([smooth(frame.noisy) for frame in frames], frames) > 1.5
-    assert flicker_reduction([frame.target for frame in frames], frames) == math.inf
+    cines = grounds.cines
+    for frames in cines:
+        np.testing.assert_array_equal(frames[0].target, frames[1].target)
+    smoothed = [[smooth(frame.noisy) for frame in frames] for frames in cines]
+    assert flicker_reduction(smoothed, cines) > 1.5
+    still = [[frame.target for frame in frames] for frames in cines]
+    assert flicker_reduction(still, cines) == math.inf
+    restless = [smoothed[0], [identity(frame.noisy) for frame in cines[1]]]
+    assert 1 < flicker_reduction(restless, cines) < flicker_reduction(smoothed, cines)
 
 
 def test_text_and_lines_that_are_blurred_are_seen(grounds):
@@ -202,7 +208,7 @@ def test_the_images_hold_four_hundred_lesions_of_each_size():
 
 
 def test_the_seed_decides_the_grounds(grounds):
-    small = replace(TINY, faint=1, plain=0, even=1, blocks=0, frames=1)
+    small = replace(TINY, faint=1, plain=0, even=1, blocks=0, cines=0)
     again = Grounds.make(SEED, small)
     np.testing.assert_array_equal(again.lesions[3.0][0].noisy, grounds.lesions[3.0][0].noisy)
     np.testing.assert_array_equal(again.even[0].noisy, grounds.even[0].noisy)
