@@ -23,7 +23,12 @@ from model import bundle as bundles
 from model import metrics, runs
 from model.data import VALIDATION_SEED, Scene, validation_set
 from model.evaluation.safety_grounds import Grounds, Size
-from model.evaluation.safety_measures import appeared, flicker_reduction, lesions_kept
+from model.evaluation.safety_measures import (
+    FLICKER,
+    appeared,
+    flicker_reductions,
+    lesions_kept,
+)
 from model.evaluation.tables import Table, header, write
 from model.student import Student, despeckled
 
@@ -80,9 +85,9 @@ def _figures(
         "PSNR dB": f"{np.mean([_psnr(method(scene), scene) for scene in scenes]):.2f}",
         "gcnr": float(np.mean([_gcnr(method(s), s) for s in scenes if s.lesions])),
         "even, 95 % dB": appeared([method(s) for s in grounds.even], grounds.even)["10 px, dB"],
-        "flicker": flicker_reduction(
+        "flicker": flicker_reductions(
             [[method(s) for s in scenes] for scenes in grounds.cines], grounds.cines
-        ),
+        )[FLICKER],
     }
     for diameter in DIAMETERS_PX:
         survival, contrast = lesions_kept(outputs, faint, diameter)

@@ -26,6 +26,7 @@ from model.evaluation.safety_grounds import (
 )
 from model.evaluation.safety_measures import (
     DISCS_PX,
+    FLICKER,
     PERIODS_PX,
     STANDS_OUT_DB,
     STROKE_LENGTH_PX,
@@ -34,7 +35,7 @@ from model.evaluation.safety_measures import (
     appeared,
     brightness_shifts,
     drawing_changes,
-    flicker_reduction,
+    flicker_reductions,
     identity_at_zero,
     lesions_kept,
     shift_differences,
@@ -68,14 +69,15 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
             "shift, RMS",
             "shift, largest",
             *(f"grid {period}" for period in PERIODS_PX),
-            "flicker, times lower",
+            FLICKER,
+            f"{FLICKER}, least",
             "strength 0 is the input",
         ),
         (
             "Shifts: grey levels between outputs of an image shifted by 0 to 3 pixels on each "
             "axis, laid over one another. Grid: spread over the shifts of a period. Flicker: of "
-            "still tissues under fresh speckle, mean of their spreads. Strength 0: 1 where a "
-            "network then returns its input bit for bit."
+            "still tissues under fresh speckle, mean of the tissues and the least of them. "
+            "Strength 0: 1 where a network then returns its input bit for bit."
         ),
     ),
     (
@@ -187,9 +189,7 @@ def judge(
     found = {
         **appeared(even, grounds.even),
         **brightness_shifts(run(grounds.blocks), grounds.blocks),
-        "flicker, times lower": flicker_reduction(
-            [run(scenes) for scenes in grounds.cines], grounds.cines
-        ),
+        **flicker_reductions([run(scenes) for scenes in grounds.cines], grounds.cines),
         **drawing_changes(run_one(grounds.drawn.image), grounds.drawn),
         **shift_differences(contender.method, grounds.shifted),
         "strength 0 is the input": identity_at_zero(contender),

@@ -75,7 +75,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is tried; the default costs a method about 75 images of 256x256."""
+    """How much is tried; the default costs a method about 130 images of 256x256."""
 
     side_px: int = 256
     faint: int = 36
@@ -86,11 +86,10 @@ class Size:
     """Images of nothing but speckle."""
     blocks: int = 8
     """Images of tissue in classes of brightness."""
-    cines: int = 8
+    cines: int = 16
     """Of a still tissue each."""
-    frames: int = 8
+    frames: int = 4
     """Of each cine."""
-    frame_side_px: int = 88
     shifted_side_px: int = 124
     """Of the image that is shifted by whole pixels."""
 
@@ -143,8 +142,7 @@ class Grounds:
 
         rng = np.random.default_rng((seed, 5))
         shifted = one(5, 0, phantoms.draw(rng, (size.shifted_side_px, size.shifted_side_px)))
-        frame = (size.frame_side_px, size.frame_side_px)
-        stills = [phantoms.draw(rng, frame) for _ in range(size.cines)]
+        stills = [phantoms.draw(rng, (side, side)) for _ in range(size.cines)]
         return cls(
             {3.0: many(0, size.faint, 3.0), 6.0: many(1, size.plain, 6.0)},
             [s for i in range(size.even) for s in one(2, i, _even_tissue(side))],
