@@ -84,16 +84,20 @@ class Training(pl.LightningModule):
         """Governed metrics over the validation scenes; the controller acts on them."""
         figures = guidance.measure(self.despeckle, self.scenes)
         for name, value in figures.items():
-            self.log(f"val/{name}", value, prog_bar=name == "psnr", batch_size=1)
-        self.log("val/gain", figures["psnr"] - self.speckled_psnr, prog_bar=True, batch_size=1)
+            self._log_validation(f"val/{name}", value, shown=name == "psnr")
+        self._log_validation("val/gain", figures["psnr"] - self.speckled_psnr, shown=True)
         section = self.recipe.guidance
         if section.every and self.global_step:
             short = guidance.shortfalls(figures, self.targets)
             self.weights = guidance.adjusted(self.weights, self.recipe.loss, short, section)
             for name, value in short.items():
-                self.log(f"shortfall/{name}", value, batch_size=1)
+                self._log_validation(f"shortfall/{name}", value)
         for name, weight in self.weights.items():
-            self.log(f"weight/{name}", weight, batch_size=1)
+            self._log_validation(f"weight/{name}", weight)
+
+    def _log_validation(self, name: str, value: float, *, shown: bool = False) -> None:
+        """Every device sees the same scenes, so that their mean is the figure itself."""
+        self.log(name, value, prog_bar=shown, batch_size=1, sync_dist=True)
 
     def despeckle(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """One grey image, (rows, columns) uint8, to float32 grey levels."""
