@@ -68,7 +68,10 @@ class ReparameterisedConv(nn.Module):
             nn.init.zeros_(self.identity)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum of all branches.
+        """Sum of all branches, computed as one convolution of their kernels.
+
+        Nothing is normalised between them, so that the gradient of each branch is that of its part
+        of the kernel: training costs little more than a plain convolution.
 
         Parameters
         ----------
@@ -78,12 +81,8 @@ class ReparameterisedConv(nn.Module):
         -------
         Tensor, (batch, width_out, rows, columns)
         """
-        total: Tensor = self.square(x)
-        for branch in self.branches:
-            total = total + branch(x)
-        if self.identity is not None:
-            total = total + self.identity[:, None, None] * x
-        return total
+        kernel = self.square.weight + self._side_kernel(self.square.weight.dtype)
+        return F.conv2d(x, kernel, self.square.bias, padding=1)
 
     @torch.no_grad()
     def merged(self) -> nn.Conv2d:
@@ -92,25 +91,26 @@ class ReparameterisedConv(nn.Module):
         The sum is taken in float64 and rounded once.
         """
         convolution = copy.deepcopy(self.square)
-        convolution.weight.copy_(self.square.weight.double() + self._side_kernel())
+        convolution.weight.copy_(self.square.weight.double() + self._side_kernel(torch.float64))
         return convolution
 
     @torch.no_grad()
     def adopt(self, convolution: nn.Conv2d) -> None:
         """Compute what a 3x3 convolution of the same widths computes; side branches stay."""
-        self.square.weight.copy_(convolution.weight.double() - self._side_kernel())
+        self.square.weight.copy_(convolution.weight.double() - self._side_kernel(torch.float64))
         if self.square.bias is not None and convolution.bias is not None:
             self.square.bias.copy_(convolution.bias)
 
-    def _side_kernel(self) -> Tensor:
-        """What the branches beside the square one add to its kernel, float64."""
-        kernel = torch.zeros_like(self.square.weight, dtype=torch.float64)
+    def _side_kernel(self, dtype: torch.dtype) -> Tensor:
+        """What the branches beside the square one add to its kernel."""
+        kernel = torch.zeros_like(self.square.weight, dtype=dtype)
         for branch in self._side_branches():
             rows, columns = branch.kernel_size
             sides = ((3 - columns) // 2,) * 2 + ((3 - rows) // 2,) * 2
-            kernel += F.pad(branch.weight.double(), sides)
+            kernel = kernel + F.pad(branch.weight.to(dtype), sides)
         if self.identity is not None:
-            kernel[:, :, 1, 1] += torch.diag(self.identity.double())
+            middle = torch.diag(self.identity.to(dtype))[:, :, None, None]
+            kernel = kernel + F.pad(middle, (1, 1, 1, 1))
         return kernel
 
     def _side_branches(self) -> list[nn.Conv2d]:

@@ -15,6 +15,16 @@ def trained(width_in, width_out, *, strips):
     return block
 
 
+def branch_by_branch(block, x):
+    """What the branches compute, each by itself."""
+    total = block.square(x)
+    for branch in block.branches:
+        total = total + branch(x)
+    if block.identity is not None:
+        total = total + block.identity[:, None, None] * x
+    return total
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -26,16 +36,26 @@ def test_the_merged_convolution_computes_the_same(width_in, width_out, strips):
     block = trained(width_in, width_out, strips=strips)
     x = torch.randn(2, width_in, 13, 10)
     with torch.inference_mode():
-        expected, merged = block(x), block.merged()(x)
+        expected, merged, trained_as = branch_by_branch(block, x), block.merged()(x), block(x)
     assert merged.shape == expected.shape == (2, width_out, 13, 10)
     assert torch.allclose(merged, expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(trained_as, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_branch_learns_as_if_it_were_computed_by_itself():
+    block = trained(6, 6, strips=True).double()
+    x = torch.randn(2, 6, 9, 7, dtype=torch.float64)
+    together = torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
+    apart = torch.autograd.grad(branch_by_branch(block, x).square().sum(), list(block.parameters()))
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_in_float64_the_merged_convolution_is_exact_to_rounding():
     block = trained(8, 8, strips=True).double()
     x = torch.randn(1, 8, 9, 9, dtype=torch.float64)
     with torch.inference_mode():
-        assert (block.merged()(x) - block(x)).abs().max() < 1e-13
+        assert (block.merged()(x) - branch_by_branch(block, x)).abs().max() < 1e-13
 
 
 @pytest.mark.parametrize("name", ["square", "branches.0", "branches.1", "branches.2", "identity"])
