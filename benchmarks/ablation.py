@@ -4,7 +4,7 @@ Judged on simulated scenes of either simulator that no training has seen, by fig
 optimised (PSNR) and by those that never are. Goes on where it was stopped. Writes a table with the
 mean and, after the sign, half the range over seeds.
 
-    python benchmarks/ablation.py --teacher runs/teacher --steps 4000 --seeds 2
+    python benchmarks/ablation.py --steps 4000 --seeds 2
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _recipe(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--teacher", type=Path, default=Path("runs/teacher"))
+    parser.add_argument("--teacher", type=Path, default=Path("model/yardsticks/teacher"))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--scenes", type=int, default=16)

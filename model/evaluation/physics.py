@@ -216,11 +216,15 @@ def measure(image: Grey, scene: Scene) -> Figures:
 
 
 def summary(name: str, figures_of: Mapping[str, Sequence[Figures]]) -> dict[str, Value]:
-    """One row: means over scenes, the largest shift, the median time."""
+    """One row: means over scenes, the largest shift, medians of time and edge strength.
+
+    A scene without a single clear edge has a strength of many times the reference's.
+    """
     found = figures_of[name]
     row: dict[str, Value] = {"method": name}
     for key in COLUMNS[1:]:
         row[key] = mean(scene.get(key, math.nan) for scene in found)
+    row["edge_strength"] = statistics.median(scene["edge_strength"] for scene in found)
     speckled = mean(scene["psnr"] for scene in figures_of[NOISY])
     row["gain"] = mean(scene["psnr"] for scene in found) - speckled
     shifts = [scene.get("largest_shift", math.nan) for scene in found]

@@ -122,7 +122,10 @@ COLUMNS: dict[str, Column] = {
         "contrast error", 2, "lower", "grey levels, absolute, lesion against its ring"
     ),
     "edge_strength": Column(
-        "edge strength", 2, "one", "gradient at the reference's edges as a share of the reference's"
+        "edge strength",
+        2,
+        "one",
+        "gradient at the reference's edges as a share of the reference's, median of the scenes",
     ),
     "edge_preservation": Column(
         "EPI", 3, "higher", "correlation of Laplacians with the reference's, Sattar 1997"

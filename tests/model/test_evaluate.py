@@ -305,6 +305,13 @@ def test_physics_writes_tables_figures_and_pictures(tmp_path, few_scenes):
             assert picture.width > 200
 
 
+def test_one_scene_without_edges_does_not_decide_how_steep_edges_are():
+    strengths = [0.7, 0.8, 0.9, 0.8, 40.0]
+    scenes = [{"psnr": 30.0, "edge_strength": strength} for strength in strengths]
+    row = physics_protocol.summary("a", {"noisy": scenes, "a": scenes})
+    assert row["edge_strength"] == 0.8
+
+
 def test_differences_are_paired_and_say_what_is_chance():
     rng = np.random.default_rng(3)
     scenes = rng.normal(30, 5, 40)
