@@ -3,12 +3,14 @@
 A sector ends at black. A network that averages what lies about a pixel would have to know, pixel by
 pixel, which of its surroundings are no tissue; the student does not, and leaves a rim of speckle
 two or three pixels wide. With its mirror image beyond the rim the tissue has no end there. Only
-what is black is replaced, only for the network to see: those pixels themselves never change.
+what is black is replaced, only for the network to see: those pixels themselves never change. Nor do
+those of other areas that are evenly black, such as the box that an anonymiser lays over a name: a
+network draws tissue into them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,7 +35,9 @@ VIEW_SHARE = 0.02
 BEYOND_SHARE = 0.015
 """Smaller black areas, as a share of the image, are tissue without echo, such as a cyst."""
 LIT_AGAIN = 0.02
-"""Share of the replaced pixels that must have been lit since for the rim to be another one."""
+"""Share of the replaced, or of all black pixels that must be lit for the rim to be another one."""
+DEAD_PX = 16
+"""Side of the smallest square that counts as evenly black: no grain of speckle is so large."""
 _BLOCK_PX, _BLOCKS_ABOUT = 8, 9
 
 
@@ -45,8 +49,9 @@ class Rim:
     ----------
     outside, source : Tensor, (pixels,), int64
         Indices into the flattened image.
-    black : Tensor, (more pixels,), int64
-        All that stays as it is: those outside, and as many again, where the mirror image ends.
+    black : Tensor, (rows, columns), bool
+        What stays as it is: those outside, as many again, where the mirror image ends, and what is
+        evenly black. No pixels at all where there is no such place.
     """
 
     outside: Tensor
@@ -63,27 +68,25 @@ class Rim:
 
     def without(self, removed: Tensor) -> Tensor:
         """What is removed, (..., rows, columns), but nothing where there is no tissue."""
-        if not len(self.outside):
-            return removed
-        flat = removed.flatten(-2).clone()
-        flat[..., self.black] = 0
-        return flat.view(removed.shape)
+        return removed.masked_fill(self.black, 0) if self.black.numel() else removed
 
     def to(self, device: torch.device) -> Rim:
         """On a device."""
         return Rim(self.outside.to(device), self.source.to(device), self.black.to(device))
 
     def is_lit(self, grey: Tensor) -> bool:
-        """Whether one of later frames, (..., rows, columns), uint8, shows tissue beyond the rim."""
-        if not len(self.outside):
+        """Whether one of later frames, (..., rows, columns), uint8, shows tissue in the black."""
+        if not self.black.numel():
             return False
-        lit = grey.flatten(-2)[..., self.outside] > BLACK
-        return bool((lit.double().mean(-1) > LIT_AGAIN).any())
+        lit = (grey > BLACK).flatten(-2)
+        parts = [lit[..., self.outside], lit[..., self.black.flatten()]]
+        return any(bool((part.double().mean(-1) > LIT_AGAIN).any()) for part in parts)
 
 
 def no_rim() -> Rim:
     """Replaces nothing."""
-    return Rim(*torch.empty((3, 0), dtype=torch.int64))
+    none = torch.empty(0, dtype=torch.int64)
+    return Rim(none, none, torch.empty(0, dtype=torch.bool))
 
 
 @torch.inference_mode()
@@ -107,12 +110,19 @@ def find(image: Grey, reach_px: int) -> Rim:
     Rim
         One that replaces nothing where the tissue fills the image, or ends nowhere sharply.
     """
+    if reach_px == 0:
+        return no_rim()
     lit = image > BLACK
-    if reach_px == 0 or not 0 < lit.mean() <= 1 - BEYOND_SHARE:
-        return no_rim()
-    inside = _tissue(lit)
-    if inside.all() or not inside.any():
-        return no_rim()
+    dead = _evenly_black(image)
+    if 0 < lit.mean() <= 1 - BEYOND_SHARE:
+        inside = _tissue(lit)
+        if inside.any() and not inside.all():
+            return _beyond(image, inside, dead, reach_px)
+    return replace(no_rim(), black=torch.from_numpy(dead)) if dead.any() else no_rim()
+
+
+def _beyond(image: Grey, inside: Mask, dead: Mask, reach_px: int) -> Rim:
+    """The rim of known tissue."""
     sharp = _ends_sharply(image, inside)
     distance, (row, column) = ndimage.distance_transform_cdt(
         ~inside, "taxicab", return_indices=True
@@ -124,7 +134,22 @@ def find(image: Grey, reach_px: int) -> Rim:
     near = distance.ravel()[black] <= reach_px
     outside = black[near]
     source = _mirrored(outside, row[near], column[near], inside)
-    return Rim(torch.from_numpy(outside), torch.from_numpy(source), torch.from_numpy(black))
+    stays = dead.copy()
+    stays.ravel()[black] = True
+    return Rim(torch.from_numpy(outside), torch.from_numpy(source), torch.from_numpy(stays))
+
+
+def _evenly_black(image: Grey) -> Mask:
+    """Black areas of one grey level that are nowhere narrower than `DEAD_PX`."""
+    square, half = (DEAD_PX, DEAD_PX), DEAD_PX // 2
+    highest = ndimage.maximum_filter(image, square, origin=(-half, -half), mode="nearest")
+    lowest = ndimage.minimum_filter(image, square, origin=(-half, -half), mode="nearest")
+    corners = (highest == lowest) & (highest <= BLACK)  # top left, of squares
+    rows, columns = (max(0, side - DEAD_PX + 1) for side in image.shape)
+    corners[rows:] = corners[:, columns:] = False
+    return np.asarray(
+        ndimage.maximum_filter(corners, square, origin=(half - 1, half - 1), mode="constant")
+    )
 
 
 def _tissue(lit: Mask) -> Mask:

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model import bundle, metrics
 from model.array_simulation import array_scenes
-from model.rim import BLACK, brightest, find, no_rim
+from model.rim import BLACK, DEAD_PX, brightest, find, no_rim
 from model.student import despeckled
 
 ROWS, COLUMNS = 200, 260
@@ -62,6 +63,44 @@ def test_pixels_beyond_the_rim_never_change():
     out = despeckled(student, image)
     beyond = replaced(find(image, 32))
     assert np.abs(out[beyond] - image[beyond]).max() < 1e-3
+
+
+BOX = np.s_[140:ROWS, 150:COLUMNS]
+"""Of an anonymiser, in a corner."""
+
+
+@pytest.mark.parametrize("enlarged", [1, 2])
+def test_nothing_is_drawn_into_a_black_box(enlarged):
+    scene = next(iter(array_scenes(1, 31)))
+    image = np.asarray(
+        Image.fromarray(scene.noisy).resize(
+            (COLUMNS * enlarged, ROWS * enlarged), Image.Resampling.BICUBIC
+        )
+    ).copy()
+    box = tuple(slice(part.start * enlarged, part.stop * enlarged) for part in BOX)
+    image[box] = 0
+    student = bundle.load("quality").student
+    assert student.architecture.rim_px
+    out = despeckled(student, image)
+    assert (out[box] == 0).all()
+    assert np.abs(out - image)[: box[0].start].mean() > 1
+    student.architecture = replace(student.architecture, rim_px=0)
+    assert despeckled(student, image)[box].max() > 3
+
+
+def test_only_what_is_evenly_black_and_large_is_left_as_it_is():
+    image = FULL.copy()
+    image[20 : 20 + DEAD_PX, 40 : 40 + DEAD_PX] = 0
+    image[60 : 60 + DEAD_PX - 1, 40:120] = 0
+    image[120:160, 40:120] = np.random.default_rng(2).integers(0, 3, (40, 80))
+    image[170:190, 40:120] = BLACK + 1
+    rim = find(image, 32)
+    left = np.zeros(image.shape, bool)
+    left[20 : 20 + DEAD_PX, 40 : 40 + DEAD_PX] = True
+    assert np.array_equal(rim.black.numpy(), left)
+    assert not rim.is_lit(torch.from_numpy(image))
+    image[22:26, 42:46] = 100
+    assert rim.is_lit(torch.from_numpy(image))
 
 
 def shadowed(image):
