@@ -78,9 +78,10 @@ class Rim:
         """Whether one of later frames, (..., rows, columns), uint8, shows tissue in the black."""
         if not self.black.numel():
             return False
-        lit = (grey > BLACK).flatten(-2)
-        parts = [lit[..., self.outside], lit[..., self.black.flatten()]]
-        return any(bool((part.double().mean(-1) > LIT_AGAIN).any()) for part in parts)
+        lit = grey > BLACK
+        beyond = lit.flatten(-2)[..., self.outside].double().mean(-1) > LIT_AGAIN
+        count = (lit & self.black).count_nonzero((-2, -1))  # of so many pixels, faster than a mean
+        return bool((beyond | (count > LIT_AGAIN * self.black.count_nonzero())).any())
 
 
 def no_rim() -> Rim:
