@@ -88,15 +88,15 @@ def teach(
     step = 4 if device.type == "cpu" else 64
     for first in range(start, len(pool), step):
         part = slice(first, min(first + step, len(pool)))
-        x = torch.from_numpy(pool.noisy[part].astype(np.float32))[:, None].to(device) / 255
+        x = torch.from_numpy(np.array(pool.noisy[part])).to(device)[:, None].float() / 255
         removed, seen = teacher.residual_and_features(x)
         answers = x - _over_scales(teacher, x, removed, halvings)
         for axes in MIRRORINGS[1:folds]:
             mirrored = x.flip(axes)
             there = _over_scales(teacher, mirrored, teacher.residual(mirrored), halvings)
             answers += (mirrored - there).flip(axes)
-        said = (255 / folds * answers)[:, 0].clamp(0, 255).cpu().numpy()
-        taught[part] = (said * STEPS_PER_GREY).round()
+        said = (255 * STEPS_PER_GREY / folds * answers)[:, 0].clamp(0, 255 * STEPS_PER_GREY)
+        taught[part] = said.round().int().cpu().numpy()
         if kept is not None:
             kept[part] = _projected(seen, cells).cpu().numpy()
         if (first // step) % 16 == 0 or part.stop == len(pool):

@@ -31,6 +31,9 @@ CHUNK = 16
 FEATURE_STRIDE = 8
 """Pixels a cell of the teacher's features; crops begin at multiples of it."""
 
+LEAST_LIT = 0.3
+"""Share of a patch that is to be lit; where a scene has no such place, one that is not is taken."""
+
 Drawer = Callable[[np.random.Generator], Pair]
 """One pair of a fixed size from a generator."""
 
@@ -233,7 +236,7 @@ class PatchStream(IterableDataset[Batch]):
         for _ in range(8):
             top, left = (FEATURE_STRIDE * int(n) for n in rng.integers(0, cells + 1, 2))
             window = np.s_[index, top : top + self.crop, left : left + self.crop]
-            if (pool.noisy[window] > 0).mean() > _LEAST_LIT:
+            if (pool.noisy[window] > 0).mean() > LEAST_LIT:
                 break
         flip = np.s_[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
         patch = {
@@ -249,9 +252,6 @@ class PatchStream(IterableDataset[Batch]):
             cell = np.s_[index, corner[0] : end[0], corner[1] : end[1]]
             patch["features"] = np.ascontiguousarray(pool.features[cell][flip], dtype=np.float32)
         return patch
-
-
-_LEAST_LIT = 0.3
 
 
 def _scaled(image: NDArray[np.uint8] | NDArray[np.uint16], white: int) -> NDArray[np.float32]:

@@ -92,7 +92,7 @@ class DataSection(_Section):
     side: Annotated[int, Field(ge=64, multiple_of=8)] = 256
     """Side of a scene, pixels."""
     scenes: Annotated[int, Field(ge=1)] = 4000
-    """Scenes that are drawn before the training."""
+    """Scenes that are drawn before the training; where a GPU trains, its memory holds them."""
     seed: Annotated[int, Field(ge=0, lt=900_000)] = 1
     """Of the scenes; runs that differ in their own seed alone share them."""
     fresh_per_batch: Annotated[float, Field(ge=0)] = 0.0
@@ -175,6 +175,8 @@ class Recipe(_Section):
     """CPU threads of the trainer; 0 takes the cores that there are."""
     accelerator: str = "auto"
     """Lightning's: cpu, gpu, or what there is."""
+    cuda_graph: bool = True
+    """On one GPU, record the kernels of a step once and launch them together from then on."""
     devices: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     """How many; several train together (DDP), each on batches of its own."""
     validation_scenes: Annotated[int, Field(ge=2)] = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,10 +28,13 @@ from model.logs import RunLog
 from model.pool import Pool
 from model.prepare import Material
 from model.recipe import Recipe, RecipeError
+from model.resident import ResidentPatches
 from model.student import Student, despeckled, parameters
-from model.training import Training
+from model.training import LOGGED_EVERY, Training
 
 _REPORTED_IMAGES = 4
+_AVERAGED_EVERY = 8
+"""Steps from one look at the weights for their running mean to the next: each makes a GPU wait."""
 
 
 def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
@@ -87,28 +90,16 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
             "data_sha256": data.data_hash(list(given.files)) if given.files else "",
             "scenes": drawn.folder.name,
             "parameters": parameters(module.network),
+            "gpu": torch.cuda.get_device_name() if _on_gpu(recipe) else "",
             "targets": targets,
         }
         runs.write_description(folder, recipe, about)
-    stream = pool.PatchStream(
-        taught,
-        seed=(recipe.seed * 1000 + done) * 64 + _rank(),
-        batch=recipe.optimiser.batch,
-        crop=recipe.optimiser.crop,
-        real=real,
-        real_share=recipe.distillation.real_share,
-        fresh=fresh,
-        fresh_per_batch=recipe.data.fresh_per_batch,
-    )
+    seed = (recipe.seed * 1000 + done) * 64 + _rank()
+    patches = _patches(recipe, taught, real, fresh, seed)
     trainer = _trainer(recipe, folder, done)
     trainer.fit(
         module,
-        DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=recipe.data.loaders,
-            prefetch_factor=4 if recipe.data.loaders else None,
-        ),
+        patches,
         DataLoader(_Once(), batch_size=None),
         ckpt_path=start,
         weights_only=False,
@@ -117,6 +108,45 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     if trainer.is_global_zero:
         _report(folder, scenes, given)
     return last
+
+
+def _patches(
+    recipe: Recipe, taught: Pool, real: Pool | None, fresh: pool.Drawer | None, seed: int
+) -> Iterable[pool.Batch]:
+    """Batches without end: from the memory of the GPU that trains, or else from the disk's."""
+    section, real_share = recipe.optimiser, recipe.distillation.real_share
+    if _on_gpu(recipe) and fresh is None:
+        return ResidentPatches(
+            taught,
+            seed=seed,
+            batch=section.batch,
+            crop=section.crop,
+            device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}",
+            real=real,
+            real_share=real_share,
+        )
+    stream = pool.PatchStream(
+        taught,
+        seed=seed,
+        batch=section.batch,
+        crop=section.crop,
+        real=real,
+        real_share=real_share,
+        fresh=fresh,
+        fresh_per_batch=recipe.data.fresh_per_batch,
+    )
+    loaders = recipe.data.loaders
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=loaders,
+        prefetch_factor=4 if loaders else None,
+        pin_memory=_on_gpu(recipe),
+    )
+
+
+def _on_gpu(recipe: Recipe) -> bool:
+    return torch.cuda.is_available() and recipe.accelerator != "cpu"
 
 
 def _trainer(recipe: Recipe, folder: Path, done: int) -> pl.Trainer:
@@ -132,12 +162,15 @@ def _trainer(recipe: Recipe, folder: Path, done: int) -> pl.Trainer:
         precision=_precision(recipe),
         gradient_clip_val=recipe.optimiser.clip_norm,
         logger=[RunLog(folder, done), _tensorboard(folder, done)],
-        log_every_n_steps=50,
+        log_every_n_steps=LOGGED_EVERY,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         plugins=[AtomicCheckpoints()],
         callbacks=[
-            callbacks.EMAWeightAveraging(decay=recipe.optimiser.ema_decay),
+            callbacks.EMAWeightAveraging(
+                decay=recipe.optimiser.ema_decay**_AVERAGED_EVERY,
+                update_every_n_steps=_AVERAGED_EVERY,
+            ),
             callbacks.ModelCheckpoint(
                 folder,
                 "last",
@@ -154,7 +187,7 @@ def _precision(recipe: Recipe) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """What `auto` means on this machine."""
     if recipe.precision != "auto":
         return recipe.precision
-    if torch.cuda.is_available() and recipe.accelerator != "cpu":
+    if _on_gpu(recipe):
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     return "bf16-mixed" if cost.BFLOAT16 in cost.computed_here() else "32-true"
 
@@ -197,7 +230,7 @@ def _taught(
         raise RecipeError(f"distillation.teacher = {section.teacher!r}: {error}") from error
     if not isinstance(teacher, Student):
         raise RecipeError(f"distillation.teacher = {section.teacher!r}: is no teacher")
-    device = "cuda" if torch.cuda.is_available() and recipe.accelerator != "cpu" else "cpu"
+    device = "cuda" if _on_gpu(recipe) else "cpu"
     teacher.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = section.affinity > 0
 

@@ -16,16 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import distill, guidance
+from model import guidance
 from model.data import Scene
-from model.losses import TERMS
+from model.objective import AFFINITY, Objective, Terms, inputs, recorded
 from model.pool import Batch
 from model.recipe import Recipe
-from model.student import Student, despeckled
+from model.student import despeckled
 
-AGAINST_THE_REFERENCE = frozenset({"contrast", "log_mse", "survival"})
-"""Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion,
-and decibels are judged against nothing else."""
+LOGGED_EVERY = 50
+"""Steps from one row of the log to the next; a figure that is read makes a GPU wait."""
 
 
 class Training(pl.LightningModule):
@@ -47,38 +46,40 @@ class Training(pl.LightningModule):
         self.network = recipe.network.build()
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weights = dict(recipe.loss)
+        self._terms: Terms | None = None
+        self._names: tuple[str, ...] = ()
+        self._weighing: Tensor | None = None
         self.speckled_psnr = 0.0
         self.spent_seconds = 0.0
         self._since = time.monotonic()
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """Weighted sum of the recipe's terms, and of the affinity to the teacher's features."""
-        noisy, target = batch["noisy"], batch["target"]
-        distillation = self.recipe.distillation
-        features = None
-        if "features" in batch and isinstance(self.network, Student):
-            removed, features = self.network.residual_and_features(noisy)
-            output = (noisy - removed).float()
-        else:
-            output = self.network(noisy).float()
-        aim = target
-        if "taught" in batch:
-            share = distillation.output / (distillation.output + distillation.supervised)
-            aim = torch.where(batch["real"], batch["taught"], target.lerp(batch["taught"], share))
-            target = torch.where(batch["real"], batch["taught"], target)
-        total = torch.zeros((), device=output.device)
-        for name, weight in self.weights.items():
-            if weight:
-                wanted = target if name in AGAINST_THE_REFERENCE else aim
-                value = TERMS[name](output, wanted, noisy)
+        if self._terms is None:
+            self._terms = self._prepared(batch)
+        values = self._terms(*inputs(batch))
+        if self._weighing is None:
+            weights = [self._weight(name) for name in self._names]
+            self._weighing = torch.tensor(weights, device=values.device)
+        total = (self._weighing * values).sum()
+        if (self.global_step + 1) % LOGGED_EVERY == 0:
+            for name, value in zip(self._names, values.detach(), strict=True):
                 self.log(f"train/{name}", value)
-                total = total + weight * value
-        if features is not None and distillation.affinity:
-            value = distill.affinity_loss(features, batch["features"])
-            self.log("train/affinity", value)
-            total = total + distillation.affinity * value
-        self.log("train/loss", total, prog_bar=True)
+            self.log("train/loss", total.detach(), prog_bar=True)
         return total
+
+    def _prepared(self, batch: Batch) -> Terms:
+        """The terms as they come, or recorded where one GPU trains."""
+        objective = Objective(self.network, self.recipe)
+        self._names = objective.names
+        if self.device.type == "cuda" and self.trainer.world_size == 1 and self.recipe.cuda_graph:
+            return recorded(objective, inputs(batch))
+        return objective.forward  # not the module: its weights are the network's already
+
+    def _weight(self, term: str) -> float:
+        if term == AFFINITY:
+            return self.recipe.distillation.affinity
+        return self.weights[term]
 
     def validation_step(self, _batch: Tensor, _index: int) -> None:
         """Governed metrics over the validation scenes; the controller acts on them."""
@@ -90,6 +91,7 @@ class Training(pl.LightningModule):
         if section.every and self.global_step:
             short = guidance.shortfalls(figures, self.targets)
             self.weights = guidance.adjusted(self.weights, self.recipe.loss, short, section)
+            self._weighing = None
             for name, value in short.items():
                 self._log_validation(f"shortfall/{name}", value)
         for name, weight in self.weights.items():
@@ -139,8 +141,9 @@ class Training(pl.LightningModule):
         rate = self.recipe.optimiser.learning_rate * warm * cosine
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
-        self.log("train/rate", rate)
-        self.log("train/minutes", self.elapsed / 60)
+        if (self.global_step + 1) % LOGGED_EVERY == 0:
+            self.log("train/rate", rate)
+            self.log("train/minutes", self.elapsed / 60)
         return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -153,3 +156,4 @@ class Training(pl.LightningModule):
         self.spent_seconds = float(checkpoint["spent_seconds"])
         if self.recipe.guidance.every:
             self.weights = dict(checkpoint["loss_weights"])
+            self._weighing = None

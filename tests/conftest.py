@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 from pydicom.examples import get_path
 
 from dicom_node.config import Settings
@@ -22,6 +23,12 @@ def sample_names() -> list[str]:
         return ["absent"]
     with index.open(newline="", encoding="utf-8") as file:
         return [row["file"] for row in csv.DictReader(file)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where torch sees none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
 
 
 @pytest.fixture

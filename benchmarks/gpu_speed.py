@@ -1,0 +1,118 @@
+"""The node's inference on a GPU: frames a second by frame size, precision and batch, in one run.
+
+A cine of simulated frames goes through the node's own `Despeckler`: to the GPU, through the
+network, back, and to 8 bits. The same frames go through it on the CPU, and through DnCNN (17x64) on
+the GPU in its best precision, without the measurements that the node makes of a cine. Contenders
+take turns; the table shows medians and ratios. No figure is asserted.
+
+    python benchmarks/gpu_speed.py [--bundle quality] [--sizes 640x480 1024x768] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from student_speed import size
+
+from dicom_node.despeckle import Despeckler, fastest
+from model.bundle import load
+from model.cost import machine
+from model.data import validation_set
+from model.dncnn import DnCNN
+
+PRECISIONS, BATCHES = ("float32", "bfloat16", "float16"), (1, 4, 16)
+FRAMES, FEW, DNCNN_BATCH = 64, 4, 4
+CPU, DNCNN = "CPU", "GPU, DnCNN 17x64"
+Frames = list[NDArray[np.uint8]]
+
+
+def cine(columns: int, rows: int) -> Frames:
+    """Simulated frames of one size, each another."""
+    scenes = validation_set(4, side=512)
+    frames = [np.array(Image.fromarray(s.noisy).resize((columns, rows))) for s in scenes]
+    return [np.roll(frames[i % len(frames)], 7 * i, axis=1) for i in range(FRAMES)]
+
+
+def node(despeckler: Despeckler) -> Callable[[Frames], Iterator[object]]:
+    return lambda frames: despeckler.frames(frames, 1.0)
+
+
+def dncnn() -> Callable[[Frames], Iterator[object]]:
+    network = DnCNN().folded().eval().cuda().bfloat16().to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(frames: Frames) -> Iterator[object]:
+        for start in range(0, len(frames), DNCNN_BATCH):
+            grey = torch.from_numpy(np.stack(frames[start : start + DNCNN_BATCH]))[:, None].cuda()
+            x = (grey.float() / 255).bfloat16().contiguous(memory_format=torch.channels_last)
+            removed = network.residual(x)
+            yield (grey - 255 * removed.float()).round_().clamp_(0, 255).byte().cpu().numpy()
+
+    return run
+
+
+def milliseconds(run: Callable[[Frames], Iterator[object]], frames: Frames) -> float:
+    """A frame; the whole cine is waited for."""
+    start = time.perf_counter()
+    for _ in run(frames):
+        pass
+    torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start) / len(frames)
+
+
+def compare(bundle_name: str, columns: int, rows: int, rounds: int) -> Table:
+    bundle, frames = load(bundle_name), cine(columns, rows)
+    ways: dict[tuple[str, str, int], tuple[Callable[[Frames], Iterator[object]], Frames]] = {}
+    cpu = fastest("cpu")
+    ways[CPU, cpu, 1] = node(Despeckler(bundle, "cpu", cpu)), frames[:FEW]
+    ways[DNCNN, "bfloat16", DNCNN_BATCH] = dncnn(), frames[:16]
+    for precision in PRECISIONS:
+        for batch in BATCHES:
+            despeckler = Despeckler(bundle, "cuda", precision, batch)
+            ways["GPU", precision, batch] = node(despeckler), frames
+    times: dict[tuple[str, str, int], list[float]] = {key: [] for key in ways}
+    for turn in range(rounds + 1):
+        for key, (run, given) in ways.items():
+            elapsed = milliseconds(run, given)
+            if turn:
+                times[key].append(elapsed)
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    on_cpu, slow = medians[CPU, cpu, 1], medians[DNCNN, "bfloat16", DNCNN_BATCH]
+    table = Table(title=f"{columns}x{rows}, {bundle_name}, median of {rounds} interleaved rounds")
+    for heading in ("where", "precision"):
+        table.add_column(heading)
+    for heading in ("batch", "ms a frame", "frames/s", "x CPU", "x DnCNN on the GPU"):
+        table.add_column(heading, justify="right")
+    for (where, precision, batch), ms in medians.items():
+        row = (f"{ms:.2f}", f"{1000 / ms:.0f}", f"{on_cpu / ms:.1f}", f"{slow / ms:.1f}")
+        table.add_row(where, precision, str(batch), *row)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", default="quality")
+    parser.add_argument(
+        "--sizes", type=size, nargs="+", default=[(640, 480), (1024, 768), (1920, 1080)]
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(1, "torch sees no CUDA device; install its driver and a CUDA build of torch\n")
+    console = Console(width=110)
+    console.print(f"{torch.cuda.get_device_name()}; {machine()}; torch {torch.__version__}")
+    for columns, rows in options.sizes:
+        console.print(compare(options.bundle, columns, rows, options.rounds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Patches that are cut in the device's memory are those that the CPU's processes cut."""
+
+import numpy as np
+import pytest
+import torch
+
+from model import pool
+from model.pool import STEPS_PER_GREY, PatchStream, Pool
+from model.resident import ResidentPatches
+
+SIDE, CROP, SCENES = 64, 32, 12
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def told_apart(folder, scenes=SCENES, first=0):
+    """A pool whose every pixel says where it is from."""
+    scene = np.arange(first, first + scenes)[:, None, None]
+    line, column = np.arange(SIDE)[:, None], np.arange(SIDE)
+    noisy = np.broadcast_to(line + column, (scenes, SIDE, SIDE)).astype(np.uint8)
+    target = (scene * 4096 + line * SIDE + column).astype(np.uint16)
+    features = target.reshape(scenes, SIDE // 8, 8, SIDE // 8, 8)[:, :, 0, :, 0, None] / 32
+    return Pool(folder, noisy, target, 65535 - target, features.astype(np.float16))
+
+
+def whole(levels):
+    return (levels * 255 * STEPS_PER_GREY).round().int()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_all_arrays_are_cut_at_the_same_place(tmp_path, device):
+    source = told_apart(tmp_path)
+    stream = ResidentPatches(source, seed=1, batch=64, crop=CROP, device=device)
+    batch = {key: value.cpu() for key, value in next(iter(stream)).items()}
+    target = whole(batch["target"])
+    line, column = target // SIDE % SIDE, target % SIDE
+    assert torch.equal((batch["noisy"] * 255).round().int(), line + column)
+    assert torch.equal(whole(batch["taught"]), 65535 - target)
+    assert not batch["real"].any()
+    # every cell is that of its pixels, whichever way the patch is mirrored
+    corner = torch.stack([target[:, 0, ::8, ::8], target[:, 0, 7::8, 7::8]]).amin(0)
+    across = torch.stack([target[:, 0, 7::8, ::8], target[:, 0, ::8, 7::8]]).amin(0)
+    least = torch.minimum(corner, across)
+    expected = (least / 32).to(torch.float16).float()
+    assert torch.equal(batch["features"][..., 0], expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_patches_are_as_those_of_the_stream(tmp_path, device):
+    source = told_apart(tmp_path, 3)
+    given = {"seed": 3, "batch": 8192, "crop": CROP}
+    ours = next(iter(ResidentPatches(source, device=device, **given)))
+    theirs = next(iter(PatchStream(source, **given)))
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert (ours[key].shape, ours[key].dtype) == (theirs[key].shape, theirs[key].dtype)
+        mean, other = ours[key].float().mean().cpu(), theirs[key].float().mean()
+        assert torch.isclose(mean, other, rtol=0.05)
+    corners = [set(whole(b["target"][:, 0, 0, 0]).tolist()) for b in (ours, theirs)]
+    assert corners[0] == corners[1]  # so many draws find each of 3 x 5 x 5 x 4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_real_images_come_in_their_share_and_say_so(tmp_path, device):
+    simulated, real = told_apart(tmp_path), told_apart(tmp_path, 3, first=SCENES)
+    stream = ResidentPatches(
+        simulated, seed=1, batch=400, crop=CROP, device=device, real=real, real_share=0.25
+    )
+    batch = next(iter(stream))
+    scene = whole(batch["target"])[:, 0, 0, 0] // 4096
+    assert torch.equal(scene >= SCENES, batch["real"][:, 0, 0, 0])
+    assert 0.15 < float(batch["real"].float().mean()) < 0.35
+    assert set(scene.tolist()) == set(range(SCENES + 3))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_black_places_are_passed_over(tmp_path, device):
+    source = told_apart(tmp_path)
+    noisy = np.zeros_like(source.noisy)
+    noisy[:, 24:56, 16:48] = 90
+    dark = Pool(tmp_path, noisy, source.target)
+    batch = next(iter(ResidentPatches(dark, seed=1, batch=256, crop=CROP, device=device)))
+    lit = (batch["noisy"] > 0).float().mean((1, 2, 3))
+    assert float((lit > pool.LEAST_LIT).float().mean()) > 0.99  # 16 of 25 places are dark
+    black = Pool(tmp_path, np.zeros_like(noisy), source.target)
+    assert not next(iter(ResidentPatches(black, seed=1, batch=4, crop=CROP, device=device)))[
+        "noisy"
+    ].any()
