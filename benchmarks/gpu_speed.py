@@ -36,10 +36,13 @@ Frames = list[NDArray[np.uint8]]
 
 
 def cine(columns: int, rows: int) -> Frames:
-    """Simulated frames of one size, each another."""
+    """Simulated frames of one size, each another, in a sector that stays where it is."""
     scenes = validation_set(4, side=512)
-    frames = [np.array(Image.fromarray(s.noisy).resize((columns, rows))) for s in scenes]
-    return [np.roll(frames[i % len(frames)], 7 * i, axis=1) for i in range(FRAMES)]
+    tissue = [np.array(Image.fromarray(s.noisy).resize((columns, rows))) for s in scenes]
+    row, column = np.mgrid[:rows, :columns]
+    sector = np.abs(column - columns / 2) < (0.1 + 0.35 * row / rows) * columns
+    shifted = (np.roll(tissue[i % len(tissue)], 7 * i, axis=1) for i in range(FRAMES))
+    return [np.where(sector, frame.clip(10), 0).astype(np.uint8) for frame in shifted]
 
 
 def node(despeckler: Despeckler) -> Callable[[Frames], Iterator[object]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -147,8 +147,10 @@ class Despeckler:
         if strength == 0:
             yield from luminances
             return
-        source, cine = iter(luminances), _Cine()
+        student = self._student.architecture
+        source, cine = iter(luminances), _Cine(student.rim_px, student.halvings > 0)
         while batch := list(islice(source, self._batch_frames)):
+            before = replace(cine)
             try:
                 yield from self._infer(np.stack(batch), strength, cine)
             except torch.OutOfMemoryError as error:
@@ -159,20 +161,23 @@ class Despeckler:
                         'despeckle.device = "cpu"',
                     ) from error
                 torch.cuda.empty_cache()
-                self._batch_frames = 1
+                self._batch_frames, cine = 1, before
                 for frame in batch:
                     yield from self._infer(frame[None], strength, cine)
 
     @torch.inference_mode()
     def _infer(self, frames: NDArray[np.uint8], strength: float, cine: _Cine) -> NDArray[np.uint8]:
-        """Despeckle (frames, rows, columns) uint8 at once; measures the cine where it has to."""
+        """Despeckle (frames, rows, columns) uint8 of a cine; what they have in common holds on."""
         grey: Tensor = torch.from_numpy(frames)[:, None].to(self._device)
-        cine.look(grey, self._student.architecture.rim_px)
+        answers = [self._despeckled(some, strength, cine) for some in cine.alike(grey)]
+        return np.asarray(torch.cat(answers)[:, 0].cpu().numpy(), dtype=np.uint8)
+
+    def _despeckled(self, grey: Tensor, strength: float, cine: _Cine) -> Tensor:
+        """Frames of one rim at once, (frames, 1, rows, columns), uint8."""
         x = (grey.to(torch.float32) / 255).to(self._dtype)
         removed = cine.rim.without(self._removed(cine.rim.continued(x), cine))
         despeckled = grey - (255 * strength) * removed.to(torch.float32)
-        answer = despeckled.round_().clamp_(0, 255).to(torch.uint8)[:, 0].cpu().numpy()
-        return np.asarray(answer, dtype=np.uint8)
+        return despeckled.round_().clamp_(0, 255).to(torch.uint8)
 
     def _removed(self, x: Tensor, cine: _Cine) -> Tensor:
         """What to remove; keeps the width of the speckle of the first frame that shows any."""
@@ -180,9 +185,8 @@ class Despeckler:
             known: Tensor = self._student.residual_at(x, cine.width_px)
             return known
         removed: Tensor = self._student.residual(x)
-        if self._student.architecture.halvings:
-            widths = (speckle_px(x[n : n + 1], removed[n : n + 1]) for n in range(len(x)))
-            cine.width_px = next((width for width in widths if not math.isnan(width)), math.nan)
+        if cine.has_width:
+            cine.width_px = speckle_px(x, removed)
         if coarse_share(cine.width_px):
             removed = self._student.residual_at(x, cine.width_px)
         return removed
@@ -190,28 +194,61 @@ class Despeckler:
 
 @dataclass
 class _Cine:
-    """What the frames of one object have in common: measured one by one they would not match."""
+    """What the frames of one object have in common: measured one by one they would not match.
 
+    Attributes
+    ----------
+    reach_px : int
+        Of `model.rim.find`.
+    has_width : bool
+        Whether the width of the speckle is asked for.
+    width_px : float
+        Of the speckle.
+    rim : Rim
+        Of the sector.
+    lit : bool
+        Whether a frame has shown anything yet.
+    """
+
+    reach_px: int
+    has_width: bool
     width_px: float = math.nan
-    """Of the speckle."""
     rim: Rim = field(default_factory=no_rim)
-    """Of the sector."""
     lit: bool = False
-    """Whether a frame has shown anything yet."""
 
-    def look(self, grey: Tensor, reach_px: int) -> None:
-        """Find the rim in the first frames that show anything, and where tissue has crossed it.
+    def alike(self, grey: Tensor) -> Iterator[Tensor]:
+        """Runs of frames, (frames, 1, rows, columns), for which the same holds.
 
-        Parameters
-        ----------
-        grey : Tensor, (frames, 1, rows, columns), uint8
-        reach_px : int
-            Of `model.rim.find`.
+        The rim is that of the first frame that shows anything, and of each later one whose tissue
+        crosses it: a frame comes out the same in whatever batch it was.
         """
-        if not self.lit or self.rim.is_lit(grey):
-            most = grey.amax((0, 1)).cpu().numpy()
-            self.lit = bool(most.any())
-            self.rim = find_rim(most, reach_px).to(grey.device)
+        if self._known and not self.rim.is_lit(grey):
+            yield grey
+            return
+        start = 0
+        for index in range(len(grey)):
+            frame = grey[index : index + 1]
+            if self._known and not self.rim.is_lit(frame):
+                continue
+            if start < index:
+                yield grey[start:index]
+                start = index
+            if not self.lit or self.rim.is_lit(frame):
+                self._look(frame)
+            if not self._known:
+                yield frame
+                start = index + 1
+        if start < len(grey):
+            yield grey[start:]
+
+    @property
+    def _known(self) -> bool:
+        return self.lit and not (self.has_width and math.isnan(self.width_px))
+
+    def _look(self, frame: Tensor) -> None:
+        most = frame[0, 0].cpu().numpy()
+        self.lit = bool(most.any())
+        self.rim = find_rim(most, self.reach_px).to(frame.device)
 
 
 def load_all(settings: Settings) -> dict[str, Despeckler]:

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.student import Architecture, Student
 
@@ -157,6 +158,12 @@ def load(name_or_path: str | Path) -> Bundle:
         vectors["input"].numpy(),
         vectors["output"].numpy(),
     )
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Save tensors for all to read; safetensors itself writes for the owner alone."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(0o644)
 
 
 def sha256(path: Path) -> str:

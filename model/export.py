@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from model import bundle as bundles
 from model import data, runs
@@ -68,19 +67,14 @@ def export(
 
     folder = output / name
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.contiguous() for key, value in student.state_dict().items()},
-        folder / bundles.WEIGHTS,
-    )
+    bundles.write_tensors(folder / bundles.WEIGHTS, student.state_dict())
     scene = data.validation_set(SELF_TEST_SCENE + 1)[-1]
     probe = np.ascontiguousarray(scene.noisy[:121, :150])
     draft = bundles.Bundle(folder, _manifest_stub(), student, probe, probe)
-    save_file(
-        {"input": torch.from_numpy(probe), "output": torch.from_numpy(draft.apply(probe))},
+    bundles.write_tensors(
         folder / bundles.SELF_TEST,
+        {"input": torch.from_numpy(probe), "output": torch.from_numpy(draft.apply(probe))},
     )
-    for made in (bundles.WEIGHTS, bundles.SELF_TEST):
-        (folder / made).chmod(0o644)  # safetensors writes for the owner alone
     manifest = bundles.Manifest(
         name=name,
         version=version,

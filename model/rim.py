@@ -37,7 +37,7 @@ BEYOND_SHARE = 0.015
 LIT_AGAIN = 0.02
 """Share of the replaced, or of all black pixels that must be lit for the rim to be another one."""
 DEAD_PX = 16
-"""Side of the smallest square that counts as evenly black: no grain of speckle is so large."""
+"""Side of the smallest square that counts as evenly black: grains of speckle are smaller."""
 _BLOCK_PX, _BLOCKS_ABOUT = 8, 9
 
 
@@ -141,11 +141,9 @@ def _beyond(image: Grey, inside: Mask, dead: Mask, reach_px: int) -> Rim:
 
 
 def _evenly_black(image: Grey) -> Mask:
-    """Black areas of one grey level that are nowhere narrower than `DEAD_PX`."""
+    """Black areas, a compression's ripple included, that are nowhere narrower than `DEAD_PX`."""
     square, half = (DEAD_PX, DEAD_PX), DEAD_PX // 2
-    highest = ndimage.maximum_filter(image, square, origin=(-half, -half), mode="nearest")
-    lowest = ndimage.minimum_filter(image, square, origin=(-half, -half), mode="nearest")
-    corners = (highest == lowest) & (highest <= BLACK)  # top left, of squares
+    corners = ~ndimage.maximum_filter(image > BLACK, square, origin=(-half, -half))  # top left
     rows, columns = (max(0, side - DEAD_PX + 1) for side in image.shape)
     corners[rows:] = corners[:, columns:] = False
     return np.asarray(

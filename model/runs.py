@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model import bundle as bundles
@@ -126,8 +126,8 @@ def keep(folder: Path, target: Path) -> Path:
     run = load(folder)
     description = run.description | {"steps": run.steps, "minutes": round(run.minutes, 1)}
     target.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.half() for key, value in run.network.state_dict().items()}, target / KEPT)
-    (target / KEPT).chmod(0o644)  # safetensors writes for the owner alone
+    halves = {key: value.half() for key, value in run.network.state_dict().items()}
+    bundles.write_tensors(target / KEPT, halves)
     (target / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
     return target
 

@@ -90,9 +90,10 @@ def test_nothing_is_drawn_into_a_black_box(enlarged):
 
 def test_only_what_is_evenly_black_and_large_is_left_as_it_is():
     image = FULL.copy()
-    image[20 : 20 + DEAD_PX, 40 : 40 + DEAD_PX] = 0
+    image[20 : 20 + DEAD_PX, 40 : 40 + DEAD_PX] = RIPPLE[:DEAD_PX, :DEAD_PX]
     image[60 : 60 + DEAD_PX - 1, 40:120] = 0
-    image[120:160, 40:120] = np.random.default_rng(2).integers(0, 3, (40, 80))
+    image[120:160, 40:120] = RIPPLE
+    image[120:160:8, 40:120:8] = BLACK + 1
     image[170:190, 40:120] = BLACK + 1
     rim = find(image, 32)
     left = np.zeros(image.shape, bool)
@@ -109,6 +110,8 @@ def shadowed(image):
     return (image * fade).astype(np.uint8)
 
 
+RIPPLE = np.random.default_rng(2).integers(0, BLACK + 1, (40, 80))
+"""What a compression leaves of black."""
 FULL = np.random.default_rng(1).integers(20, 200, (ROWS, COLUMNS)).astype(np.uint8)
 CYST = FULL.copy()
 CYST[80:140, 100:170] = 0

@@ -180,6 +180,20 @@ def test_one_rim_holds_for_a_cine_until_tissue_crosses_it():
         assert not frame[source == 0].any()
 
 
+@pytest.mark.parametrize("batch", [2, 3, 16])
+def test_a_frame_comes_out_the_same_in_whatever_batch(batch):
+    """Rims that move, frames without tissue, and the first that shows how coarse speckle is."""
+    noisy = data.validation_set(1, side=192)[0].noisy.clip(30)
+    fans = [np.where(_fan(noisy.shape, half), noisy, 0) for half in (50, 50, 85, 60, 85, 95)]
+    dark = np.zeros_like(noisy)
+    spot = dark.copy()
+    spot[90:100, 90:100] = 200
+    cine = [dark, spot, *fans, dark, *fans[::-1]]
+    one, many = (Despeckler(bundle.load("quality"), "cpu", "float32", n) for n in (1, batch))
+    for alone, together in zip(one.frames(cine, 1.0), many.frames(cine, 1.0), strict=True):
+        assert np.abs(alone.astype(int) - together).max() <= 1
+
+
 def _fan(shape, half):
     row, column = np.mgrid[: shape[0], : shape[1]]
     return np.abs(column - shape[1] / 2) < half * (0.4 + row / shape[0])
