@@ -8,7 +8,7 @@ residual of 0 leave a pixel as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -150,20 +150,29 @@ class Despeckler:
         student = self._student.architecture
         source, cine = iter(luminances), _Cine(student.rim_px, student.halvings > 0)
         while batch := list(islice(source, self._batch_frames)):
-            before = replace(cine)
-            try:
-                yield from self._infer(np.stack(batch), strength, cine)
-            except torch.OutOfMemoryError as error:
-                if self._batch_frames == 1:
-                    raise Transient(
-                        "gpu-memory",
-                        "the GPU has no memory for one frame; free it, or set "
-                        'despeckle.device = "cpu"',
-                    ) from error
-                torch.cuda.empty_cache()
-                self._batch_frames, cine = 1, before
-                for frame in batch:
-                    yield from self._infer(frame[None], strength, cine)
+            answers, cine = self._batch(batch, strength, cine)
+            yield from answers
+
+    def _batch(
+        self, frames: Sequence[Frame], strength: float, cine: _Cine
+    ) -> tuple[NDArray[np.uint8], _Cine]:
+        """Frames at once, or one by one where memory lacks; and what is known of the cine then."""
+        seen = replace(cine)
+        try:
+            return self._infer(np.stack(frames), strength, seen), seen
+        except torch.OutOfMemoryError as error:
+            if len(frames) == 1:
+                raise Transient(
+                    "gpu-memory",
+                    'the GPU has no memory for one frame; free it, or set despeckle.device = "cpu"',
+                ) from error
+        torch.cuda.empty_cache()
+        self._batch_frames = 1
+        answers = []
+        for frame in frames:
+            answer, cine = self._batch([frame], strength, cine)
+            answers.append(answer)
+        return np.concatenate(answers), cine
 
     @torch.inference_mode()
     def _infer(self, frames: NDArray[np.uint8], strength: float, cine: _Cine) -> NDArray[np.uint8]:

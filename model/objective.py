@@ -1,7 +1,7 @@
 """The terms of a recipe's loss over one batch of patches, with what a teacher has said of them.
 
-On a GPU the step of a small network is a thousand kernels of a few microseconds: to launch them
-takes longer than to compute them. `recorded` launches all of them at once.
+On a GPU the step of a small network is a thousand kernels of some microseconds, each of which the
+CPU has to launch. `recorded` launches all of them at once.
 """
 
 from __future__ import annotations

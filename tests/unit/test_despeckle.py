@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dicom_node import despeckle
 from dicom_node.config import DespeckleSection
 from dicom_node.despeckle import Despeckler
-from dicom_node.errors import ConfigError, Permanent
+from dicom_node.errors import ConfigError, Permanent, Transient
 from model import bundle, data
 
 ROOT = Path(__file__).parents[2]
@@ -141,8 +142,6 @@ def test_a_bundle_that_computes_something_else_is_refused():
     [({"bundle": "nonesuch"}, "despeckle.bundle"), ({"device": "cuda"}, "despeckle.device")],
 )
 def test_an_unusable_setting_is_named(settings, named):
-    import torch
-
     if settings.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match=named):
@@ -197,3 +196,34 @@ def test_a_frame_comes_out_the_same_in_whatever_batch(batch):
 def _fan(shape, half):
     row, column = np.mgrid[: shape[0], : shape[1]]
     return np.abs(column - shape[1] / 2) < half * (0.4 + row / shape[0])
+
+
+@pytest.fixture
+def scarce(monkeypatch):
+    """A despeckler on a device that has memory for so many frames, in batches of four."""
+
+    def make(frames):
+        despeckler = Despeckler(bundle.load("quality"), "cpu", "float32", 4)
+        infer = despeckler._infer
+
+        def limited(batch, strength, cine):
+            answer = infer(batch, strength, cine)
+            if len(batch) > frames:
+                raise torch.OutOfMemoryError("no memory")
+            return answer
+
+        monkeypatch.setattr(despeckler, "_infer", limited)
+        return despeckler
+
+    return make
+
+
+def test_a_batch_without_memory_is_taken_frame_by_frame(scarce, frames):
+    expected = Despeckler(bundle.load("quality"), "cpu", "float32").frames(frames, 1.0)
+    for out, alone in zip(scarce(1).frames(frames, 1.0), expected, strict=True):
+        assert np.abs(out.astype(int) - alone).max() <= 1
+
+
+def test_a_frame_without_memory_is_a_passing_failure(scarce, frames):
+    with pytest.raises(Transient, match="memory"):
+        list(scarce(0).frames(frames, 1.0))
