@@ -60,6 +60,21 @@ def train(
 
 
 @app.command()
+def draw(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, such as config/model/clinical.toml.")],
+) -> None:
+    """Draw the scenes of a recipe and train nothing, so that a GPU need not wait for them."""
+    from model.prepare import drawn
+    from model.recipe import RecipeError, load
+
+    try:
+        scenes = drawn(load(recipe).data)
+    except RecipeError as error:
+        raise _unusable(str(error)) from error
+    console.print(f"scenes: {len(scenes)} in {scenes.folder}", soft_wrap=True)
+
+
+@app.command()
 def keep(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     output: Annotated[Path, typer.Argument(help="Folder for its weights and description.")],

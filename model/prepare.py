@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model import bundle as bundles
 from model import data, images, pool
@@ -96,6 +96,25 @@ def scenes(section: DataSection, given: Material, progress: Progress) -> pool.Po
     )
     (folder / "settings.json").write_text(json.dumps(identity, indent=2), "utf-8")
     return drawn
+
+
+def drawn(section: DataSection) -> pool.Pool:
+    """The pool of a recipe, from its folder of images on.
+
+    Raises
+    ------
+    RecipeError
+        The folder holds nothing to train on.
+    """
+    with progress_bars() as progress:
+        return scenes(section, material(section), progress)
+
+
+def progress_bars() -> Progress:
+    """Shows what is prepared, and how much of it is done."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )
 
 
 def noisy_scenes(section: DataSection, given: Material, count: int) -> list[data.Scene]:

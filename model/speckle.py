@@ -27,7 +27,7 @@ from model.phantoms import Phantom
 
 _RICE_DB = (-40.0, -6.0, 0.0, 6.0, 12.0, 20.0)
 """Grid of coherent over diffuse power, dB."""
-_QUANTILES = 384
+_QUANTILES, _PER_QUANTILE = 384, 160
 _PERSISTENT = 0.6
 """Correlation of the scatterers of the frame before with those of this one."""
 _OVERSHOOT_SHARE = 0.35
@@ -208,32 +208,44 @@ def _aperture_beam(setting: Acquisition, lateral_sigma: float, defocus: float) -
     return modulated[half_z : 3 * half_z + 1, half_x : 3 * half_x + 1]
 
 
-def _convolve(field: Tensor, kernel: Tensor) -> Tensor:
-    """Circular convolution of (rows, columns) by a complex or real kernel of odd size."""
-    rows, columns = field.shape[-2:]
-    over_z, over_x = (
-        max(0, k - n + 1) // 2 for k, n in zip(kernel.shape, (rows, columns), strict=True)
-    )
+def _transfer(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Transfer function of a complex or real kernel of odd size, for fields of (rows, columns)."""
+    over_z, over_x = (max(0, k - n + 1) // 2 for k, n in zip(kernel.shape, shape, strict=True))
     kernel = kernel[over_z : kernel.shape[0] - over_z, over_x : kernel.shape[1] - over_x]
     kz, kx = kernel.shape
-    padded = torch.zeros(rows, columns, dtype=kernel.dtype)
+    padded = torch.zeros(shape, dtype=kernel.dtype)
     padded[:kz, :kx] = kernel
     padded = torch.roll(padded, (-(kz // 2), -(kx // 2)), (0, 1))
-    out: Tensor = torch.fft.ifft2(torch.fft.fft2(field) * torch.fft.fft2(padded))
-    return out
+    transfer: Tensor = torch.fft.fft2(padded)
+    return transfer
+
+
+def _convolved(field: Tensor, *transfers: Tensor) -> list[Tensor]:
+    """Circular convolutions of one field, (rows, columns) complex each."""
+    spectrum = torch.fft.fft2(field)
+    return [torch.fft.ifft2(spectrum * transfer) for transfer in transfers]
+
+
+@lru_cache(maxsize=3)
+def _scatter(looks: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Normal variables of each look and of all, (looks or 1, samples, 2), by Rice factor."""
+    rng = np.random.default_rng(20_251)
+    count = _QUANTILES * _PER_QUANTILE
+    return [
+        (rng.standard_normal((looks, count, 2)), rng.standard_normal((1, count, 2)))
+        for _ in _RICE_DB
+    ]
 
 
 @lru_cache(maxsize=64)
 def _fluctuation_db(looks: int, mode: str, correlation: float) -> Tensor:
     """Quantiles of the level around its mean power, dB, (Rice grid, quantiles)."""
-    rng = np.random.default_rng(20_251)
-    count = _QUANTILES * 160
+    shared = correlation if looks > 1 else 0.0
     rows = []
-    for rice_db in _RICE_DB:
+    for rice_db, (own, common) in zip(_RICE_DB, _scatter(looks), strict=True):
         rice = 10 ** (rice_db / 10)
-        shared = correlation if looks > 1 else 0.0
-        diffuse = np.sqrt(1 - shared**2) * rng.standard_normal((looks, count, 2))
-        diffuse += shared * rng.standard_normal((1, count, 2))
+        diffuse = np.sqrt(1 - shared**2) * own
+        diffuse += shared * common
         diffuse *= np.sqrt(0.5 / (1 + rice))
         field = diffuse[..., 0] + 1j * diffuse[..., 1] + np.sqrt(rice / (1 + rice))
         level = _combine(torch.from_numpy(np.abs(field) ** 2), mode).numpy()
@@ -344,7 +356,7 @@ def form(
     scanner = Scanner((phantom.diffuse_db.shape[0], phantom.diffuse_db.shape[1]), setting)
     power = 10 ** (scanner.sample_native(torch.from_numpy(phantom.diffuse_db)) / 10)
     reflector = scanner.sample_native(torch.from_numpy(phantom.specular))
-    beam = _Beam(setting, power.shape[0])
+    beam = _Beam(setting, (power.shape[0], power.shape[1]))
     echo = beam.reflected(reflector) * _interface_phase(power.shape[1], generator)
     loss_db, gain_db = _gain(setting, rng, (power.shape[0], power.shape[1]))
     loss = 10 ** (loss_db / 20)
@@ -409,7 +421,7 @@ def _display(
             ]
         looks = []
         for field in scatterers:
-            electronic = _convolve(_complex_normal(field.shape, generator), beam.receive_band)
+            electronic = beam.received(_complex_normal(field.shape, generator))
             received = (beam.image(field) + tissue.echo) * tissue.loss
             looks.append(received + tissue.floor * electronic)
         level = _combine(torch.stack(looks).abs() ** 2, setting.look_mode) + tissue.gain_db
@@ -434,30 +446,36 @@ def _looks(tissue: _Tissue, setting: Acquisition, generator: torch.Generator) ->
 class _Beam:
     """The point-spread function, blended from near to far with depth."""
 
-    def __init__(self, setting: Acquisition, rows: int) -> None:
+    def __init__(self, setting: Acquisition, shape: tuple[int, int]) -> None:
         near, far = (
             point_spread(setting, sigma, phase)
             for sigma, phase in zip(setting.lateral_sigma, setting.defocus, strict=True)
         )
         wide = max(near.shape[1], far.shape[1])
+        self.shape = shape
         self.near, self.far = (F.pad(p, ((wide - p.shape[1]) // 2,) * 2) for p in (near, far))
-        depth = torch.linspace(0, 1, rows)[:, None]
+        depth = torch.linspace(0, 1, shape[0])[:, None]
         overlap = float((self.near * self.far.conj()).real.sum())
         norm = ((1 - depth) ** 2 + depth**2 + 2 * overlap * depth * (1 - depth)).sqrt()
         self.weight_near, self.weight_far = (1 - depth) / norm, depth / norm
         pulse = near[:, near.shape[1] // 2, None]
-        self.receive_band = pulse / pulse.abs().pow(2).sum().sqrt()
+        self._band = _transfer(pulse / pulse.abs().pow(2).sum().sqrt(), shape)
+        self._near, self._far = _transfer(self.near, shape), _transfer(self.far, shape)
+
+    def received(self, noise: Tensor) -> Tensor:
+        """White electronic noise in the band of the receiver, (rows, columns)."""
+        return _convolved(noise, self._band)[0]
 
     def image(self, scatterers: Tensor) -> Tensor:
         """Complex echo of complex scatterers, (rows, columns)."""
-        near, far = _convolve(scatterers, self.near), _convolve(scatterers, self.far)
+        near, far = _convolved(scatterers, self._near, self._far)
         return self.weight_near * near + self.weight_far * far
 
     def mean_power(self, power: Tensor) -> Tensor:
         """Mean of ``|image|^2`` over scatterers of this power: exact, the blend included."""
-        near = _convolve(power, self.near.abs() ** 2).real
-        far = _convolve(power, self.far.abs() ** 2).real
-        both = _convolve(power, (self.near * self.far.conj()).real).real
+        kernels = self.near.abs() ** 2, self.far.abs() ** 2, (self.near * self.far.conj()).real
+        parts = _convolved(power, *(_transfer(kernel, self.shape) for kernel in kernels))
+        near, far, both = (part.real for part in parts)
         blend = self.weight_near**2 * near + self.weight_far**2 * far
         return (blend + 2 * self.weight_near * self.weight_far * both).clamp_min(1e-12)
 
@@ -466,8 +484,9 @@ class _Beam:
 
         An interface follows the wavefront, so that its echoes add in phase along it.
         """
-        near = _convolve(reflector, self.near.abs() / self.near.abs().sum()).real
-        far = _convolve(reflector, self.far.abs() / self.far.abs().sum()).real
+        kernels = (self.near.abs() / self.near.abs().sum(), self.far.abs() / self.far.abs().sum())
+        parts = _convolved(reflector, *(_transfer(kernel, self.shape) for kernel in kernels))
+        near, far = (part.real for part in parts)
         return 3.0 * (self.weight_near * near + self.weight_far * far).clamp_min(0)
 
 

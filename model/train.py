@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -69,7 +69,7 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     keep_activations()
 
-    with _progress() as progress:
+    with prepare.progress_bars() as progress:
         given = prepare.material(recipe.data)
         drawn = prepare.scenes(recipe.data, given, progress)
         taught, real, teacher = _taught(recipe, given, drawn, progress)
@@ -302,12 +302,6 @@ class _Once(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return torch.tensor(index)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )
 
 
 def _steps_of(checkpoint: Path) -> int:

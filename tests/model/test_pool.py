@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from model import pool
+from model import cli, pool, prepare
 from model.pool import STEPS_PER_GREY, PatchStream, Pool
+from model.recipe import load
 
 SIDE = 64
 
@@ -95,3 +97,22 @@ def test_fresh_scenes_replace_old_ones_in_memory_only(tmp_path):
         batch = next(stream)
     assert float(batch["noisy"].min()) == pytest.approx(1)
     assert np.array_equal(given.noisy, before)
+
+
+def test_scenes_of_a_recipe_are_drawn_beforehand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "few.toml"
+    recipe.write_text('name = "few"\n[data]\nscenes = 3\nside = 96\nworkers = 1')
+    drawn_first = CliRunner().invoke(cli.app, ["draw", str(recipe)])
+    assert drawn_first.exit_code == 0, drawn_first.output
+    assert "scenes: 3 in runs/cache/physics-" in drawn_first.output.replace("\n", "")
+    monkeypatch.setattr(prepare.pool, "draw", None)
+    assert len(prepare.drawn(load(recipe).data)) == 3
+
+
+def test_a_recipe_without_images_to_draw_from_is_named(tmp_path):
+    recipe = tmp_path / "none.toml"
+    recipe.write_text(f'name = "none"\n[data]\nimages = "{tmp_path}"')
+    refused = CliRunner().invoke(cli.app, ["draw", str(recipe)])
+    assert refused.exit_code == cli.UNUSABLE
+    assert "data.images" in refused.output
