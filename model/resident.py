@@ -23,6 +23,16 @@ _AT_ONCE = 256
 """Scenes that are sent to the device at once."""
 
 
+def size_bytes(*pools: Pool) -> int:
+    """Memory that the scenes of pools take, with what a teacher has said of them."""
+    return sum(
+        array.nbytes
+        for pool in pools
+        for array in (pool.noisy, pool.target, pool.taught, pool.features)
+        if array is not None
+    )
+
+
 class ResidentPatches:
     """Endless batches of randomly mirrored patches, as `model.pool.PatchStream` has them.
 
@@ -34,7 +44,7 @@ class ResidentPatches:
     batch, crop : int
         Patches a batch and their side, pixels.
     device : torch.device or str
-        Its memory holds all scenes: 0.3 MB each for a side of 256, with a teacher's answers 0.5.
+        Its memory holds all scenes: 0.2 MB each for a side of 256, with a teacher's answers 0.4.
     real : Pool, optional
         Real images that a teacher has looked at; same side.
     real_share : float

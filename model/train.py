@@ -28,11 +28,13 @@ from model.logs import RunLog
 from model.pool import Pool
 from model.prepare import Material
 from model.recipe import Recipe, RecipeError
-from model.resident import ResidentPatches
+from model.resident import ResidentPatches, size_bytes
 from model.student import Student, despeckled, parameters
 from model.training import LOGGED_EVERY, Training
 
 _REPORTED_IMAGES = 4
+_SCENES_SHARE = 0.5
+"""Of the free memory of a GPU that scenes may take; more of them are cut on the CPU."""
 _AVERAGED_EVERY = 8
 """Steps from one look at the weights for their running mean to the next: each makes a GPU wait."""
 
@@ -113,9 +115,9 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
 def _patches(
     recipe: Recipe, taught: Pool, real: Pool | None, fresh: pool.Drawer | None, seed: int
 ) -> Iterable[pool.Batch]:
-    """Batches without end: from the memory of the GPU that trains, or else from the disk's."""
+    """Batches without end: from the memory of the GPU that trains, or else from the disk."""
     section, real_share = recipe.optimiser, recipe.distillation.real_share
-    if _on_gpu(recipe) and fresh is None:
+    if _on_gpu(recipe) and fresh is None and _fit_into_memory(taught, real):
         return ResidentPatches(
             taught,
             seed=seed,
@@ -143,6 +145,12 @@ def _patches(
         prefetch_factor=4 if loaders else None,
         pin_memory=_on_gpu(recipe),
     )
+
+
+def _fit_into_memory(taught: Pool, real: Pool | None) -> bool:
+    """Whether scenes leave most of the GPU's memory to the network."""
+    free, _ = torch.cuda.mem_get_info()
+    return size_bytes(*(pool for pool in (taught, real) if pool)) <= _SCENES_SHARE * free
 
 
 def _on_gpu(recipe: Recipe) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from model import pool
 from model.pool import STEPS_PER_GREY, PatchStream, Pool
-from model.resident import ResidentPatches
+from model.resident import ResidentPatches, size_bytes
 
 SIDE, CROP, SCENES = 64, 32, 12
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -85,3 +85,11 @@ def test_black_places_are_passed_over(tmp_path, device):
     assert not next(iter(ResidentPatches(black, seed=1, batch=4, crop=CROP, device=device)))[
         "noisy"
     ].any()
+
+
+def test_the_memory_that_scenes_take_is_known(tmp_path):
+    whole = told_apart(tmp_path)
+    bare = Pool(tmp_path, whole.noisy, whole.target)
+    pixels = SCENES * SIDE * SIDE
+    assert size_bytes(bare) == 3 * pixels
+    assert size_bytes(whole, bare) == 8 * pixels + 2 * pixels // 64
