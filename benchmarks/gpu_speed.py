@@ -11,9 +11,8 @@ take turns; the table shows medians and ratios. No figure is asserted.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from student_speed import size
 
 from dicom_node.despeckle import Despeckler, fastest
 from model.bundle import load
-from model.cost import machine
+from model.cost import BFLOAT16, BFLOAT16_LAST, interleaved, machine, runner
 from model.data import validation_set
 from model.dncnn import DnCNN
 
@@ -33,6 +32,8 @@ PRECISIONS, BATCHES = ("float32", "bfloat16", "float16"), (1, 4, 16)
 FRAMES, FEW, DNCNN_BATCH = 64, 4, 4
 CPU, DNCNN = "CPU", "GPU, DnCNN 17x64"
 Frames = list[NDArray[np.uint8]]
+Way = tuple[str, str, int]
+"""Where, precision and frames a batch."""
 
 
 def cine(columns: int, rows: int) -> Frames:
@@ -45,57 +46,44 @@ def cine(columns: int, rows: int) -> Frames:
     return [np.where(sector, frame.clip(10), 0).astype(np.uint8) for frame in shifted]
 
 
-def node(despeckler: Despeckler) -> Callable[[Frames], Iterator[object]]:
-    return lambda frames: despeckler.frames(frames, 1.0)
+def through(despeckler: Despeckler, frames: Frames) -> None:
+    """A cine through the node's inference; its answers come back to the CPU."""
+    for _ in despeckler.frames(frames, 1.0):
+        pass
 
 
-def dncnn() -> Callable[[Frames], Iterator[object]]:
-    network = DnCNN().folded().eval().cuda().bfloat16().to(memory_format=torch.channels_last)
+def dncnn() -> Callable[[Frames], None]:
+    network = runner(DnCNN().folded().cuda(), BFLOAT16_LAST)
 
-    @torch.inference_mode()
-    def run(frames: Frames) -> Iterator[object]:
+    def run(frames: Frames) -> None:
         for start in range(0, len(frames), DNCNN_BATCH):
             grey = torch.from_numpy(np.stack(frames[start : start + DNCNN_BATCH]))[:, None].cuda()
-            x = (grey.float() / 255).bfloat16().contiguous(memory_format=torch.channels_last)
-            removed = network.residual(x)
-            yield (grey - 255 * removed.float()).round_().clamp_(0, 255).byte().cpu().numpy()
+            (255 * network(grey.float() / 255)).round_().clamp_(0, 255).byte().cpu().numpy()
 
     return run
 
 
-def milliseconds(run: Callable[[Frames], Iterator[object]], frames: Frames) -> float:
-    """A frame; the whole cine is waited for."""
-    start = time.perf_counter()
-    for _ in run(frames):
-        pass
-    torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start) / len(frames)
-
-
 def compare(bundle_name: str, columns: int, rows: int, rounds: int) -> Table:
     bundle, frames = load(bundle_name), cine(columns, rows)
-    ways: dict[tuple[str, str, int], tuple[Callable[[Frames], Iterator[object]], Frames]] = {}
     cpu = fastest("cpu")
-    ways[CPU, cpu, 1] = node(Despeckler(bundle, "cpu", cpu)), frames[:FEW]
-    ways[DNCNN, "bfloat16", DNCNN_BATCH] = dncnn(), frames[:16]
+    ways: dict[Way, tuple[Callable[[Frames], None], Frames]] = {
+        (CPU, cpu, 1): (partial(through, Despeckler(bundle, "cpu", cpu)), frames[:FEW]),
+        (DNCNN, BFLOAT16, DNCNN_BATCH): (dncnn(), frames[:16]),
+    }
     for precision in PRECISIONS:
         for batch in BATCHES:
             despeckler = Despeckler(bundle, "cuda", precision, batch)
-            ways["GPU", precision, batch] = node(despeckler), frames
-    times: dict[tuple[str, str, int], list[float]] = {key: [] for key in ways}
-    for turn in range(rounds + 1):
-        for key, (run, given) in ways.items():
-            elapsed = milliseconds(run, given)
-            if turn:
-                times[key].append(elapsed)
-    medians = {key: statistics.median(values) for key, values in times.items()}
-    on_cpu, slow = medians[CPU, cpu, 1], medians[DNCNN, "bfloat16", DNCNN_BATCH]
+            ways["GPU", precision, batch] = partial(through, despeckler), frames
+    turns = {str(way): partial(run, given) for way, (run, given) in ways.items()}
+    cines = interleaved(turns, rounds=rounds, turn_ms=0)
+    times = {way: cines[str(way)] / len(given) for way, (_, given) in ways.items()}
+    on_cpu, slow = times[CPU, cpu, 1], times[DNCNN, BFLOAT16, DNCNN_BATCH]
     table = Table(title=f"{columns}x{rows}, {bundle_name}, median of {rounds} interleaved rounds")
     for heading in ("where", "precision"):
         table.add_column(heading)
     for heading in ("batch", "ms a frame", "frames/s", "x CPU", "x DnCNN on the GPU"):
         table.add_column(heading, justify="right")
-    for (where, precision, batch), ms in medians.items():
+    for (where, precision, batch), ms in times.items():
         row = (f"{ms:.2f}", f"{1000 / ms:.0f}", f"{on_cpu / ms:.1f}", f"{slow / ms:.1f}")
         table.add_row(where, precision, str(batch), *row)
     return table

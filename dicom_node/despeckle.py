@@ -237,12 +237,13 @@ class _Cine:
         start = 0
         for index in range(len(grey)):
             frame = grey[index : index + 1]
-            if self._known and not self.rim.is_lit(frame):
+            crossed = not self.lit or self.rim.is_lit(frame)
+            if self._known and not crossed:
                 continue
             if start < index:
                 yield grey[start:index]
                 start = index
-            if not self.lit or self.rim.is_lit(frame):
+            if crossed:
                 self._look(frame)
             if not self._known:
                 yield frame

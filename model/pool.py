@@ -30,9 +30,10 @@ STEPS_PER_GREY = 256
 CHUNK = 16
 FEATURE_STRIDE = 8
 """Pixels a cell of the teacher's features; crops begin at multiples of it."""
-
 LEAST_LIT = 0.3
-"""Share of a patch that is to be lit; where a scene has no such place, one that is not is taken."""
+"""Share of a patch that is to be lit."""
+TRIES = 8
+"""Places that are looked at before a patch that is not is taken."""
 
 Drawer = Callable[[np.random.Generator], Pair]
 """One pair of a fixed size from a generator."""
@@ -169,10 +170,11 @@ Batch = dict[str, Tensor]
 (batch, 1, 1, 1), bool: the target is not known; `features`, (batch, cells, cells, dimensions)."""
 
 
-class PatchStream(IterableDataset[Batch]):
-    """Endless batches of randomly mirrored patches of a pool.
+@dataclass(frozen=True)
+class Cutting:
+    """Which patches make the batches of a training.
 
-    Parameters
+    Attributes
     ----------
     pool : Pool
     seed : int
@@ -180,9 +182,30 @@ class PatchStream(IterableDataset[Batch]):
     batch, crop : int
         Patches a batch and their side, pixels.
     real : Pool, optional
-        Real images that a teacher has looked at.
+        Real images that a teacher has looked at; same side.
     real_share : float
         Part of the patches that come from it.
+    """
+
+    pool: Pool
+    seed: int
+    batch: int
+    crop: int
+    real: Pool | None = None
+    real_share: float = 0.0
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """One, or two where there are real images."""
+        return (self.pool, self.real) if self.real else (self.pool,)
+
+
+class PatchStream(IterableDataset[Batch]):
+    """Endless batches of randomly mirrored patches of a pool.
+
+    Parameters
+    ----------
+    cutting : Cutting
     fresh : callable, optional
         Draws new scenes, which replace those of a copy of the pool in memory.
     fresh_per_batch : float
@@ -190,26 +213,17 @@ class PatchStream(IterableDataset[Batch]):
     """
 
     def __init__(
-        self,
-        pool: Pool,
-        *,
-        seed: int,
-        batch: int,
-        crop: int,
-        real: Pool | None = None,
-        real_share: float = 0.0,
-        fresh: Drawer | None = None,
-        fresh_per_batch: float = 0.0,
+        self, cutting: Cutting, *, fresh: Drawer | None = None, fresh_per_batch: float = 0.0
     ) -> None:
         super().__init__()
-        self.pool, self.seed, self.batch, self.crop = pool, seed, batch, crop
-        self.real, self.real_share = real, real_share if real else 0.0
+        self.cutting = cutting
         self.fresh, self.fresh_per_batch = fresh, fresh_per_batch if fresh else 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng((self.seed, 7, worker.id if worker else 0))
-        pool, owed = self.pool, 0.0
+        cutting = self.cutting
+        rng = np.random.default_rng((cutting.seed, 7, worker.id if worker else 0))
+        pool, owed = cutting.pool, 0.0
         if self.fresh_per_batch:
             pool = Pool(pool.folder, np.array(pool.noisy), np.array(pool.target))
         while True:
@@ -221,9 +235,9 @@ class PatchStream(IterableDataset[Batch]):
                 pool.target[index] = (np.clip(target, 0, 255) * STEPS_PER_GREY).round()
                 owed -= 1
             patches = []
-            for _ in range(self.batch):
-                real = self.real is not None and rng.random() < self.real_share
-                patches.append(self._patch(rng, self.real if real and self.real else pool, real))
+            for _ in range(cutting.batch):
+                real = cutting.real if cutting.real and rng.random() < cutting.real_share else None
+                patches.append(self._patch(rng, real or pool, real is not None))
             yield {
                 key: torch.from_numpy(np.stack([patch[key] for patch in patches]))
                 for key in patches[0]
@@ -231,11 +245,11 @@ class PatchStream(IterableDataset[Batch]):
 
     def _patch(self, rng: np.random.Generator, pool: Pool, real: bool) -> dict[str, NDArray[Any]]:
         """A patch that is not all black."""
-        index = int(rng.integers(len(pool)))
-        cells = (pool.noisy.shape[1] - self.crop) // FEATURE_STRIDE
-        for _ in range(8):
+        index, crop = int(rng.integers(len(pool))), self.cutting.crop
+        cells = (pool.noisy.shape[1] - crop) // FEATURE_STRIDE
+        for _ in range(TRIES):
             top, left = (FEATURE_STRIDE * int(n) for n in rng.integers(0, cells + 1, 2))
-            window = np.s_[index, top : top + self.crop, left : left + self.crop]
+            window = np.s_[index, top : top + crop, left : left + crop]
             if (pool.noisy[window] > 0).mean() > LEAST_LIT:
                 break
         flip = np.s_[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
@@ -248,7 +262,7 @@ class PatchStream(IterableDataset[Batch]):
             patch["real"] = np.full((1, 1, 1), real)
         if pool.features is not None:
             corner = np.array([top, left]) // FEATURE_STRIDE
-            end = corner + self.crop // FEATURE_STRIDE
+            end = corner + crop // FEATURE_STRIDE
             cell = np.s_[index, corner[0] : end[0], corner[1] : end[1]]
             patch["features"] = np.ascontiguousarray(pool.features[cell][flip], dtype=np.float32)
         return patch

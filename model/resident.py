@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.pool import FEATURE_STRIDE, LEAST_LIT, STEPS_PER_GREY, Batch, Pool
+from model.pool import FEATURE_STRIDE, LEAST_LIT, STEPS_PER_GREY, TRIES, Batch, Cutting, Pool
 
-_TRIES = 8
-"""Places that are looked at before a patch that is nearly all black is taken."""
 _AT_ONCE = 256
 """Scenes that are sent to the device at once."""
 
@@ -38,34 +36,14 @@ class ResidentPatches:
 
     Parameters
     ----------
-    pool : Pool
-    seed : int
-        Of the choice of patches.
-    batch, crop : int
-        Patches a batch and their side, pixels.
+    cutting : Cutting
     device : torch.device or str
         Its memory holds all scenes: 0.2 MB each for a side of 256, with a teacher's answers 0.4.
-    real : Pool, optional
-        Real images that a teacher has looked at; same side.
-    real_share : float
-        Part of the patches that come from it.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        *,
-        seed: int,
-        batch: int,
-        crop: int,
-        device: torch.device | str,
-        real: Pool | None = None,
-        real_share: float = 0.0,
-    ) -> None:
-        self.batch, self.crop, self.device = batch, crop, torch.device(device)
-        self.real_share = real_share if real else 0.0
-        self._scenes, self._real = len(pool), len(real) if real else 0
-        pools = [pool, *([real] if real else [])]
+    def __init__(self, cutting: Cutting, device: torch.device | str) -> None:
+        self.cutting, self.device = cutting, torch.device(device)
+        pools = cutting.pools
         self._noisy = self._sent([each.noisy for each in pools])
         self._target = self._sent([each.target for each in pools])
         self._taught = self._features = None
@@ -74,20 +52,21 @@ class ResidentPatches:
         if all(each.features is not None for each in pools):
             self._features = self._sent([each.features for each in pools])
         self._lit = self._lit_before()
-        self._random = torch.Generator(self.device).manual_seed(seed)
+        self._random = torch.Generator(self.device).manual_seed(cutting.seed)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
             yield self._next()
 
     def _next(self) -> Batch:
-        share = torch.rand(self.batch, device=self.device, generator=self._random)
-        real = share < self.real_share
-        index = self._integers(self._scenes, self.batch)
-        if self._real:
-            index = torch.where(real, self._scenes + self._integers(self._real, self.batch), index)
+        count, scenes = self.cutting.batch, len(self.cutting.pool)
+        index = self._integers(scenes, count)
+        if self.cutting.real:
+            share = torch.rand(count, device=self.device, generator=self._random)
+            chosen = scenes + self._integers(len(self.cutting.real), count)
+            index = torch.where(share < self.cutting.real_share, chosen, index)
         corner = self._corners(index)
-        mirrored = self._integers(2, self.batch, 2).bool()
+        mirrored = self._integers(2, count, 2).bool()
         place = self._places(index, corner, mirrored, 1)
         batch = {
             "noisy": self._noisy[place][:, None].float() / 255,
@@ -95,7 +74,7 @@ class ResidentPatches:
         }
         if self._taught is not None:
             batch["taught"] = _scaled(self._taught[place])
-            batch["real"] = real[:, None, None, None]
+            batch["real"] = (index >= scenes)[:, None, None, None]
         if self._features is not None:
             cells = self._places(index, corner, mirrored, FEATURE_STRIDE)
             batch["features"] = self._features[cells].float()
@@ -107,20 +86,20 @@ class ResidentPatches:
     def _corners(self, index: Tensor) -> Tensor:
         """A corner for each patch, (batch, 2), cells; of a patch that is not all black."""
         side = self._noisy.shape[1] // FEATURE_STRIDE
-        reach = self.crop // FEATURE_STRIDE
-        corners = self._integers(side - reach + 1, self.batch, _TRIES, 2)
+        reach = self.cutting.crop // FEATURE_STRIDE
+        corners = self._integers(side - reach + 1, len(index), TRIES, 2)
         top, left = corners.unbind(-1)
         scene = index[:, None]
         lit = self._lit[scene, top + reach, left + reach] + self._lit[scene, top, left]
         lit = lit - self._lit[scene, top + reach, left] - self._lit[scene, top, left + reach]
-        chosen = (lit > LEAST_LIT * self.crop**2).int().argmax(1)
-        return corners[torch.arange(self.batch, device=self.device), chosen]
+        chosen = (lit > LEAST_LIT * self.cutting.crop**2).int().argmax(1)
+        return corners[torch.arange(len(index), device=self.device), chosen]
 
     def _places(
         self, index: Tensor, corner: Tensor, mirrored: Tensor, stride: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Where every pixel, or cell of `stride` pixels, of each patch lies."""
-        length = self.crop // stride
+        length = self.cutting.crop // stride
         steps = torch.arange(length, device=self.device)
         way = torch.where(mirrored[..., None], steps.flip(0), steps)
         lines = corner[..., None] * (FEATURE_STRIDE // stride) + way

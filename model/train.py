@@ -116,30 +116,20 @@ def _patches(
     recipe: Recipe, taught: Pool, real: Pool | None, fresh: pool.Drawer | None, seed: int
 ) -> Iterable[pool.Batch]:
     """Batches without end: from the memory of the GPU that trains, or else from the disk."""
-    section, real_share = recipe.optimiser, recipe.distillation.real_share
-    if _on_gpu(recipe) and fresh is None and _fit_into_memory(taught, real):
-        return ResidentPatches(
-            taught,
-            seed=seed,
-            batch=section.batch,
-            crop=section.crop,
-            device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}",
-            real=real,
-            real_share=real_share,
-        )
-    stream = pool.PatchStream(
+    cutting = pool.Cutting(
         taught,
-        seed=seed,
-        batch=section.batch,
-        crop=section.crop,
-        real=real,
-        real_share=real_share,
-        fresh=fresh,
-        fresh_per_batch=recipe.data.fresh_per_batch,
+        seed,
+        recipe.optimiser.batch,
+        recipe.optimiser.crop,
+        real,
+        recipe.distillation.real_share,
     )
+    gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if _on_gpu(recipe) and fresh is None and _fit_into_memory(cutting, gpu):
+        return ResidentPatches(cutting, gpu)
     loaders = recipe.data.loaders
     return DataLoader(
-        stream,
+        pool.PatchStream(cutting, fresh=fresh, fresh_per_batch=recipe.data.fresh_per_batch),
         batch_size=None,
         num_workers=loaders,
         prefetch_factor=4 if loaders else None,
@@ -147,10 +137,10 @@ def _patches(
     )
 
 
-def _fit_into_memory(taught: Pool, real: Pool | None) -> bool:
-    """Whether scenes leave most of the GPU's memory to the network."""
-    free, _ = torch.cuda.mem_get_info()
-    return size_bytes(*(pool for pool in (taught, real) if pool)) <= _SCENES_SHARE * free
+def _fit_into_memory(cutting: pool.Cutting, gpu: torch.device) -> bool:
+    """Whether scenes leave enough of the GPU's memory to the network."""
+    free, _ = torch.cuda.mem_get_info(gpu)
+    return size_bytes(*cutting.pools) <= _SCENES_SHARE * free
 
 
 def _on_gpu(recipe: Recipe) -> bool:

@@ -48,7 +48,6 @@ class Training(pl.LightningModule):
         self.weights = dict(recipe.loss)
         self._terms: Terms | None = None
         self._names: tuple[str, ...] = ()
-        self._weighing: Tensor | None = None
         self.speckled_psnr = 0.0
         self.spent_seconds = 0.0
         self._since = time.monotonic()
@@ -58,14 +57,13 @@ class Training(pl.LightningModule):
         if self._terms is None:
             self._terms = self._prepared(batch)
         values = self._terms(*inputs(batch))
-        if self._weighing is None:
-            weights = [self._weight(name) for name in self._names]
-            self._weighing = torch.tensor(weights, device=values.device)
-        total = (self._weighing * values).sum()
-        if (self.global_step + 1) % LOGGED_EVERY == 0:
-            for name, value in zip(self._names, values.detach(), strict=True):
+        total = torch.zeros((), device=values.device)
+        for name, value in zip(self._names, values, strict=True):
+            total = total + self._weight(name) * value
+            if self._logged:
                 self.log(f"train/{name}", value)
-            self.log("train/loss", total.detach(), prog_bar=True)
+        if self._logged:
+            self.log("train/loss", total, prog_bar=True)
         return total
 
     def _prepared(self, batch: Batch) -> Terms:
@@ -75,6 +73,11 @@ class Training(pl.LightningModule):
         if self.device.type == "cuda" and self.trainer.world_size == 1 and self.recipe.cuda_graph:
             return recorded(objective, inputs(batch))
         return objective.forward  # not the module: its weights are the network's already
+
+    @property
+    def _logged(self) -> bool:
+        """Whether this step has a row in the log."""
+        return (self.global_step + 1) % LOGGED_EVERY == 0
 
     def _weight(self, term: str) -> float:
         if term == AFFINITY:
@@ -91,7 +94,6 @@ class Training(pl.LightningModule):
         if section.every and self.global_step:
             short = guidance.shortfalls(figures, self.targets)
             self.weights = guidance.adjusted(self.weights, self.recipe.loss, short, section)
-            self._weighing = None
             for name, value in short.items():
                 self._log_validation(f"shortfall/{name}", value)
         for name, weight in self.weights.items():
@@ -141,7 +143,7 @@ class Training(pl.LightningModule):
         rate = self.recipe.optimiser.learning_rate * warm * cosine
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
-        if (self.global_step + 1) % LOGGED_EVERY == 0:
+        if self._logged:
             self.log("train/rate", rate)
             self.log("train/minutes", self.elapsed / 60)
         return None
@@ -156,4 +158,3 @@ class Training(pl.LightningModule):
         self.spent_seconds = float(checkpoint["spent_seconds"])
         if self.recipe.guidance.every:
             self.weights = dict(checkpoint["loss_weights"])
-            self._weighing = None

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model import cli, pool, prepare
-from model.pool import STEPS_PER_GREY, PatchStream, Pool
+from model.pool import STEPS_PER_GREY, Cutting, PatchStream, Pool
 from model.recipe import load
 
 SIDE = 64
@@ -49,7 +49,7 @@ def test_drawing_goes_on_where_it_was_stopped(tmp_path):
 
 
 def test_patches_keep_input_and_target_together(tmp_path):
-    batch = next(iter(PatchStream(drawn(tmp_path), seed=1, batch=8, crop=32)))
+    batch = next(iter(PatchStream(Cutting(drawn(tmp_path), seed=1, batch=8, crop=32))))
     assert batch["noisy"].shape == batch["target"].shape == (8, 1, 32, 32)
     difference = 255 * (batch["noisy"] - batch["target"])
     assert float((difference - 10).abs().max()) < 1
@@ -60,7 +60,7 @@ def test_patches_of_real_images_come_in_their_share_and_say_so(tmp_path):
     black = np.full_like(given.noisy, 200)
     labelled = Pool(given.folder, given.noisy, given.target, given.target)
     real = Pool(given.folder, black, given.target, given.target)
-    stream = PatchStream(labelled, seed=1, batch=200, crop=32, real=real, real_share=0.25)
+    stream = PatchStream(Cutting(labelled, seed=1, batch=200, crop=32, real=real, real_share=0.25))
     batch = next(iter(stream))
     share = batch["real"].float().mean()
     assert 0.15 < float(share) < 0.35
@@ -74,7 +74,7 @@ def test_features_are_cut_and_mirrored_with_the_patch(tmp_path):
     middle = np.array(given.target, np.float32).reshape(40, cells, 8, cells, 8).mean((2, 4))
     features = (middle / STEPS_PER_GREY)[..., None].astype(np.float16)
     taught = Pool(given.folder, given.noisy, given.target, given.target, features)
-    batch = next(iter(PatchStream(taught, seed=2, batch=16, crop=32)))
+    batch = next(iter(PatchStream(Cutting(taught, seed=2, batch=16, crop=32))))
     means = (batch["target"] * 255).reshape(16, 4, 8, 4, 8).mean((2, 4))
     assert float((batch["features"][..., 0] - means).abs().max()) < 0.2
 
@@ -85,10 +85,7 @@ def test_fresh_scenes_replace_old_ones_in_memory_only(tmp_path):
     white = np.full((SIDE, SIDE), 255, np.uint8)
     stream = iter(
         PatchStream(
-            given,
-            seed=1,
-            batch=16,
-            crop=32,
+            Cutting(given, seed=1, batch=16, crop=32),
             fresh=lambda _: (white, white.astype(np.float32)),
             fresh_per_batch=20,
         )

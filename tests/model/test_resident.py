@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import pool
-from model.pool import STEPS_PER_GREY, PatchStream, Pool
+from model.pool import STEPS_PER_GREY, Cutting, PatchStream, Pool
 from model.resident import ResidentPatches, size_bytes
 
 SIDE, CROP, SCENES = 64, 32, 12
@@ -29,7 +29,7 @@ def whole(levels):
 @pytest.mark.parametrize("device", DEVICES)
 def test_all_arrays_are_cut_at_the_same_place(tmp_path, device):
     source = told_apart(tmp_path)
-    stream = ResidentPatches(source, seed=1, batch=64, crop=CROP, device=device)
+    stream = ResidentPatches(Cutting(source, seed=1, batch=64, crop=CROP), device)
     batch = {key: value.cpu() for key, value in next(iter(stream)).items()}
     target = whole(batch["target"])
     line, column = target // SIDE % SIDE, target % SIDE
@@ -47,9 +47,9 @@ def test_all_arrays_are_cut_at_the_same_place(tmp_path, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_patches_are_as_those_of_the_stream(tmp_path, device):
     source = told_apart(tmp_path, 3)
-    given = {"seed": 3, "batch": 8192, "crop": CROP}
-    ours = next(iter(ResidentPatches(source, device=device, **given)))
-    theirs = next(iter(PatchStream(source, **given)))
+    cutting = Cutting(source, seed=3, batch=8192, crop=CROP)
+    ours = next(iter(ResidentPatches(cutting, device)))
+    theirs = next(iter(PatchStream(cutting)))
     assert ours.keys() == theirs.keys()
     for key in ours:
         assert (ours[key].shape, ours[key].dtype) == (theirs[key].shape, theirs[key].dtype)
@@ -63,7 +63,7 @@ def test_patches_are_as_those_of_the_stream(tmp_path, device):
 def test_real_images_come_in_their_share_and_say_so(tmp_path, device):
     simulated, real = told_apart(tmp_path), told_apart(tmp_path, 3, first=SCENES)
     stream = ResidentPatches(
-        simulated, seed=1, batch=400, crop=CROP, device=device, real=real, real_share=0.25
+        Cutting(simulated, seed=1, batch=400, crop=CROP, real=real, real_share=0.25), device
     )
     batch = next(iter(stream))
     scene = whole(batch["target"])[:, 0, 0, 0] // 4096
@@ -78,11 +78,11 @@ def test_black_places_are_passed_over(tmp_path, device):
     noisy = np.zeros_like(source.noisy)
     noisy[:, 24:56, 16:48] = 90
     dark = Pool(tmp_path, noisy, source.target)
-    batch = next(iter(ResidentPatches(dark, seed=1, batch=256, crop=CROP, device=device)))
+    batch = next(iter(ResidentPatches(Cutting(dark, seed=1, batch=256, crop=CROP), device)))
     lit = (batch["noisy"] > 0).float().mean((1, 2, 3))
     assert float((lit > pool.LEAST_LIT).float().mean()) > 0.99  # 16 of 25 places are dark
     black = Pool(tmp_path, np.zeros_like(noisy), source.target)
-    assert not next(iter(ResidentPatches(black, seed=1, batch=4, crop=CROP, device=device)))[
+    assert not next(iter(ResidentPatches(Cutting(black, seed=1, batch=4, crop=CROP), device)))[
         "noisy"
     ].any()
 
