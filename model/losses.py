@@ -104,6 +104,11 @@ def survival(
     between: the network has to decide, and decides by the odds. What false structures cost is
     left to the quadratic terms.
 
+    Contrast is what an observer sees: the level of a place against even tissue beside it, in the
+    output as in the target. Against the target's surroundings a halo around the lesion would cost
+    nothing, and takes the contrast away. It is asked for at 4, 8 and 16 pixels, since a large
+    lesion is to be kept as a whole.
+
     Parameters
     ----------
     output, target : Tensor, (batch, 1, rows, columns), 0..1
@@ -113,13 +118,41 @@ def survival(
     enough : float
         Part of its contrast that a lesion needs; more than the half by which survival is counted.
     """
-    usual = _usual(target)
-    departure = F.avg_pool2d(target, 4) - usual
+    level, shown = F.avg_pool2d(target, 4), F.avg_pool2d(output, 4)
     least = 0.3 * faint  # less is nothing to keep
-    weight = _faintness(departure, faint) ** 2 * (departure.abs() > least)
-    shown = (F.avg_pool2d(output, 4) - usual) * departure.sign()
-    lost = (1 - shown / departure.abs().clamp_min(least) / enough).clamp(0, 1)
-    return (weight * lost**2 * (3 - 2 * lost)).mean()
+    even = ((level - _usual(target)).abs() <= least).float()
+    wanted, shown = level - _beside(level, even), shown - _beside(shown, even)
+    plain = F.max_pool2d(wanted.abs(), 3, 1, 1) > 3 * faint  # and so are its blurred edges
+    weight = _faintness(wanted, faint) ** 2 * (1 - even) * (wanted.abs() > least) * ~plain
+    shown = shown * wanted.sign()
+    terms = []
+    for cells in _SURVIVAL_CELLS:
+        there = F.avg_pool2d(weight * wanted.abs(), cells)
+        seen = F.avg_pool2d(weight * shown, cells)
+        lost = (1 - seen / there.clamp_min(_NOTHING) / enough).clamp(0, 1)
+        terms.append((F.avg_pool2d(weight, cells) * lost**2 * (3 - 2 * lost)).mean())
+    return torch.stack(terms).mean()
+
+
+_SURVIVAL_CELLS = (1, 2, 4)
+"""Cells of 4 pixels a side over which contrast is to be seen."""
+_NOTHING = 1e-6
+
+
+def _beside(level: Tensor, even: Tensor) -> Tensor:
+    """Level of the even cells within 10 pixels; those farther off count where there are none.
+
+    Parameters
+    ----------
+    level, even : Tensor, (batch, 1, rows, columns)
+        Cells of 4 pixels, and 1 for those that count or 0.
+    """
+
+    def near(cells: Tensor) -> Tensor:
+        about = F.avg_pool2d(cells, 5, 1, 2) + 0.02 * F.avg_pool2d(cells, 13, 1, 6)
+        return about + 1e-4 * cells.mean((2, 3), keepdim=True)
+
+    return near(level * even) / near(even).clamp_min(1e-5)
 
 
 def _faintness(departure: Tensor, faint: float) -> Tensor:

@@ -76,13 +76,43 @@ def test_a_lesion_survives_or_does_not():
     assert [cost[0.7], cost[1.0], cost[1.3]] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
-def test_what_is_plain_to_see_hardly_counts_as_a_lesion_to_keep():
+def test_a_halo_takes_the_contrast_away():
+    lesion = torch.full((1, 1, 128, 128), 0.4)
+    lesion[..., 48:80, 48:80] += 0.05
+    halo = lesion.clone()
+    halo[..., 36:92, 36:92] = 0.45
+    flat = torch.full_like(lesion, 0.4)
+    cost = {
+        name: float(TERMS["survival"](image, lesion, lesion))
+        for name, image in {"lesion": lesion, "halo": halo, "flat": flat}.items()
+    }
+    assert cost["lesion"] == pytest.approx(0, abs=1e-6)
+    assert cost["halo"] > 0.5 * cost["flat"] > 0
+
+
+def test_half_a_lesion_in_patches_is_no_lesion():
+    lesion = torch.full((1, 1, 128, 128), 0.4)
+    lesion[..., 48:80, 48:80] += 0.05
+    patchy = lesion.clone()
+    patchy[..., 48:80, 48:56] = patchy[..., 48:80, 64:72] = 0.4
+    even = lesion.lerp(torch.full_like(lesion, 0.4), 0.3)
+    cost = {
+        name: float(TERMS["survival"](image, lesion, lesion))
+        for name, image in {"patchy": patchy, "even": even}.items()
+    }
+    assert cost["even"] == pytest.approx(0, abs=1e-4)
+    assert cost["patchy"] > 100 * max(cost["even"], 1e-6)
+
+
+@pytest.mark.parametrize("place", [24, 26])
+def test_what_is_plain_to_see_is_no_lesion_to_keep_nor_are_its_edges(place):
     def loss(contrast):
         image = torch.full((1, 1, 64, 64), 0.2)
-        image[..., 24:40, 24:40] += contrast
+        image[..., place : place + 16, place : place + 16] += contrast
         return float(TERMS["survival"](torch.full_like(image, 0.2), image, image))
 
-    assert loss(0.05) > 5 * loss(0.25) > 0
+    assert loss(0.05) > 0.01
+    assert loss(0.25) == 0
 
 
 def test_structural_similarity_counts_structure_and_not_level(images):
