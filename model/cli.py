@@ -198,6 +198,13 @@ def export(
     name: Annotated[str, typer.Option(help="Of the bundle.")],
     version: Annotated[str, typer.Option(help="Of the release, such as 1.0.0.")],
     output: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("bundles"),
+    average: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another run or bundle that began as the same network, whose weights are averaged "
+            "in: SOURCE=SHARE; may be repeated."
+        ),
+    ] = None,
     retain: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of what is removed at lesions' size that stays."),
@@ -228,6 +235,7 @@ def export(
             output,
             name=name,
             version=version,
+            averaged=dict(map(_share, average or [])),
             retain=retain,
             retain_wide=retain_wide,
             halvings=halvings,
@@ -284,6 +292,15 @@ def apply(
 
 def _report(source: Path, message: str) -> None:
     errors.print(f"{source}: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _share(text: str) -> tuple[Path, float]:
+    """Source and share of ``--average``."""
+    source, _, share = text.rpartition("=")
+    try:
+        return Path(source), float(share)
+    except ValueError as error:
+        raise _unusable(f"--average {text}: give SOURCE=SHARE, such as runs/mine=0.5") from error
 
 
 def _unusable(message: str) -> typer.Exit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def export(
     *,
     name: str,
     version: str,
+    averaged: Mapping[Path, float] | None = None,
     retain: float = 0.0,
     retain_wide: float = 0.0,
     halvings: int = 0,
@@ -43,6 +45,8 @@ def export(
         Folder of bundles; this one goes into ``output/<name>``.
     name, version : str
         Of the release. Each call makes a new Device UID.
+    averaged : mapping of Path to float, optional
+        Other sources whose weights are averaged in, and the share of each; the rest is the first's.
     retain, retain_wide : float, 0..1
         Shares of what is removed at the size of lesions that stay; `model.coarse.coarse_part`.
     halvings : int
@@ -51,9 +55,16 @@ def export(
         How far tissue is continued beyond the rim of a sector; `model.rim`.
     attribution : list of str, optional
         Sources of real images that the training used, as their licences ask.
+
+    Raises
+    ------
+    bundles.BundleError
+        A source is unusable, or its network has another shape than the first.
     """
     trained, training = _trained(checkpoint)
     student = merge(trained).eval()
+    if averaged:
+        training = {**training, "averaged": _average_in(student, averaged)}
     architecture = replace(
         student.architecture,
         retain=retain,
@@ -118,6 +129,35 @@ def _trained(source: Path) -> tuple[Student, dict[str, Any]]:
         "steps": run.steps,
         "minutes": round(run.minutes, 1),
     }
+
+
+def _average_in(student: Student, others: Mapping[Path, float]) -> list[dict[str, Any]]:
+    """Give a student the mean of its weights and of others', and say what is known of those.
+
+    Networks that began as one and were trained apart lie in one basin: the mean of their weights is
+    between them in what it does, and often better than either.
+
+    References
+    ----------
+    Wortsman et al., "Model soups", ICML 2022, and "Robust fine-tuning", CVPR 2022.
+    """
+    shares = ", ".join(f"{source}={share:g}" for source, share in others.items())
+    if not all(share > 0 for share in others.values()) or sum(others.values()) >= 1:
+        raise bundles.BundleError(f"averaged {shares}: give shares above 0 that leave some over")
+    weights = student.state_dict()
+    mean = {key: (1 - sum(others.values())) * value for key, value in weights.items()}
+    described = []
+    for source, share in others.items():
+        other, training = _trained(source)
+        more = merge(other).state_dict()
+        if {k: v.shape for k, v in more.items()} != {k: v.shape for k, v in weights.items()}:
+            raise bundles.BundleError(
+                f"{source}: its network has another shape; average what began as one"
+            )
+        mean = {key: value + share * more[key] for key, value in mean.items()}
+        described.append({"share": share, **training})
+    student.load_state_dict(mean)
+    return described
 
 
 def _figures(bundle: bundles.Bundle, count: int = 48) -> dict[str, float]:

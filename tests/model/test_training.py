@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model import bundle, data, recipe
+from model import bundle, data, recipe, runs
 from model.bundle import BundleError
 from model.evaluation.safety_grounds import Grounds, Size
 from model.evaluation.safety_measures import appeared, lesions_kept
@@ -298,3 +298,52 @@ def test_a_bundle_is_exported_again_with_other_shares(tmp_path, source):
     assert made.manifest.device_uid != shipped.manifest.device_uid
     assert made.student.architecture.retain == 0.5
     assert made.student.architecture.rim_px == 8
+
+
+@pytest.fixture
+def other_bundle(tmp_path):
+    """A bundle of the shipped network whose weights are twice as large."""
+    from model.export import export
+
+    made = export(Path("quality"), tmp_path / "others", name="other", version="1")
+    doubled = {key: 2 * value for key, value in made.student.state_dict().items()}
+    bundle.write_tensors(made.folder / bundle.WEIGHTS, doubled)
+    manifest = made.manifest.model_copy(
+        update={"weights_sha256": bundle.sha256(made.folder / bundle.WEIGHTS)}
+    )
+    (made.folder / bundle.MANIFEST).write_text(manifest.model_dump_json(), "utf-8")
+    return made.folder
+
+
+def test_weights_are_averaged_by_share(tmp_path, other_bundle):
+    from model.export import export
+
+    made = export(
+        Path("quality"), tmp_path, name="mean", version="1", averaged={other_bundle: 0.25}
+    )
+    shipped = bundle.load("quality").student.state_dict()
+    for key, value in made.student.state_dict().items():
+        assert torch.allclose(value, 1.25 * shipped[key], atol=1e-6)
+    (described,) = made.manifest.training["averaged"]
+    assert described["share"] == 0.25
+    assert made.manifest.training["recipe"] == described["recipe"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_average_leaves_a_share_to_each(tmp_path, other_bundle, share):
+    from model.export import export
+
+    with pytest.raises(bundle.BundleError, match="shares above 0"):
+        export(Path("quality"), tmp_path, name="x", version="1", averaged={other_bundle: share})
+
+
+def test_only_networks_of_one_shape_are_averaged(tmp_path):
+    from model.export import export
+
+    run = tmp_path / "runs" / "small"
+    run.mkdir(parents=True)
+    small = Recipe(name="small", network={"widths": (8, 16), "encoder": (0, 1), "decoder": (1,)})
+    runs.write_description(run, small, {"steps": 1, "minutes": 0})
+    bundle.write_tensors(run / runs.KEPT, small.network.build().state_dict())
+    with pytest.raises(bundle.BundleError, match="another shape"):
+        export(Path("quality"), tmp_path, name="x", version="1", averaged={run: 0.5})
