@@ -65,6 +65,7 @@ def export(
     student = merge(trained).eval()
     if averaged:
         training = {**training, "averaged": _average_in(student, averaged)}
+    _round(student)
     architecture = replace(
         student.architecture,
         retain=retain,
@@ -129,6 +130,12 @@ def _trained(source: Path) -> tuple[Student, dict[str, Any]]:
         "steps": run.steps,
         "minutes": round(run.minutes, 1),
     }
+
+
+def _round(student: Student) -> None:
+    """Round weights to bfloat16, so that every precision computes with the same."""
+    weights = student.state_dict()
+    student.load_state_dict({key: value.bfloat16().float() for key, value in weights.items()})
 
 
 def _average_in(student: Student, others: Mapping[Path, float]) -> list[dict[str, Any]]:

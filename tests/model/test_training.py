@@ -323,7 +323,7 @@ def test_weights_are_averaged_by_share(tmp_path, other_bundle):
     )
     shipped = bundle.load("quality").student.state_dict()
     for key, value in made.student.state_dict().items():
-        assert torch.allclose(value, 1.25 * shipped[key], atol=1e-6)
+        assert torch.allclose(value, 1.25 * shipped[key], rtol=2**-8)  # rounded to bfloat16
     (described,) = made.manifest.training["averaged"]
     assert described["share"] == 0.25
     assert made.manifest.training["recipe"] == described["recipe"]
