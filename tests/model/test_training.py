@@ -198,7 +198,7 @@ def test_a_teacher_is_grown_and_a_guided_student_distilled_from_it(tmp_path, mon
     made = export(tmp_path / "runs" / "pupil", tmp_path / "bundles", name="pupil", version="1")
     assert made.manifest.architecture["block"] == "plain"
     x = torch.rand(1, 1, 64, 64)
-    assert torch.allclose(made.student(x), pupil.network(x), atol=1e-5)
+    assert torch.allclose(made.student(x), pupil.network(x), atol=1 / 255)  # weights are rounded
     with pytest.raises(BundleError, match="teacher"):
         export(tmp_path / "runs" / "tutor", tmp_path / "bundles", name="tutor", version="1")
 
