@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from pydicom.examples import get_path
 
 from dicom_node.config import Settings
 from tests.builders import MedianDespeckler
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "dicom"
+REAL_IMAGES = SAMPLES.parent / "data" / "train"
 EXAMPLES = ("ybr_color", "rgb_color", "palette_color", "jpeg2k")
 
 
@@ -37,6 +41,19 @@ def samples() -> Path:
     if not (SAMPLES / "index.csv").is_file():
         pytest.skip("the folder ../shared/dicom with real ultrasound is absent")
     return SAMPLES
+
+
+@pytest.fixture
+def real_images() -> list[NDArray[np.uint8]]:
+    """Eight or so real B-mode images, of all sources, from the folder beside the project."""
+    paths = sorted(REAL_IMAGES.rglob("*.png"))
+    if not paths:
+        pytest.skip("the folder ../shared/data/train with real B-mode images is absent")
+    images = []
+    for path in paths[:: max(1, len(paths) // 8)]:
+        with Image.open(path) as picture:
+            images.append(np.array(picture.convert("L")))
+    return images
 
 
 @pytest.fixture

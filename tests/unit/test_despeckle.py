@@ -1,19 +1,15 @@
 """The node's inference: order, batches, precision, strength, refusals."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dicom_node import despeckle
 from dicom_node.config import DespeckleSection
 from dicom_node.despeckle import Despeckler
 from dicom_node.errors import ConfigError, Permanent, Transient
 from model import bundle, data
-
-ROOT = Path(__file__).parents[2]
+from tests.precision import PRECISIONS, share_within_a_level
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +48,6 @@ def test_strength_zero_hands_the_frames_through(frames):
         assert np.array_equal(source, out)
 
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-
-
-def differences(precision, strength, images):
-    """Grey levels between the node in this precision and the bundle in float32, of every pixel."""
-    bundle_ = bundle.load("quality")
-    despeckler = Despeckler(bundle_, "cpu", precision)
-    return np.concatenate(
-        [
-            np.abs(out.astype(int) - bundle_.apply(image, strength)).ravel()
-            for image in images
-            for out in despeckler.frames([image], strength)
-        ]
-    )
-
-
 @pytest.fixture(scope="module")
 def scenes():
     seed = data.VALIDATION_SEED + 5
@@ -77,20 +57,14 @@ def scenes():
 @pytest.mark.parametrize("strength", [0.4, 1.0])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision_agrees_with_float32(precision, strength, scenes):
-    assert (differences(precision, strength, scenes) <= 1).mean() >= 0.999
+    assert share_within_a_level("quality", "cpu", precision, scenes, strength) >= 0.999
 
 
 @pytest.mark.samples
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_precision_agrees_with_float32_on_real_images(precision):
-    paths = sorted((ROOT.parent / "shared" / "data" / "train").rglob("*.png"))
-    if not paths:
-        pytest.skip("the folder ../shared/data/train with real B-mode images is absent")
-    images = []
-    for path in paths[:: max(1, len(paths) // 8)]:
-        with Image.open(path) as picture:
-            images.append(np.array(picture.convert("L"))[:320, :320])
-    assert (differences(precision, 1.0, images) <= 1).mean() >= 0.999
+def test_every_precision_agrees_with_float32_on_real_images(precision, real_images):
+    images = [image[:320, :320] for image in real_images]
+    assert share_within_a_level("quality", "cpu", precision, images) >= 0.999
 
 
 @pytest.fixture

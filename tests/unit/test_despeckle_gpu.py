@@ -1,21 +1,18 @@
 """The node's inference on a GPU: what the CPU computes, whatever the batch and the memory."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dicom_node.config import DespeckleSection
 from dicom_node.despeckle import Despeckler
 from dicom_node.errors import Transient
 from model import bundle, data
+from tests.precision import PRECISIONS, share_within_a_level
 
 pytestmark = pytest.mark.gpu
 
-BUNDLES, PRECISIONS = ("quality", "lesions"), ("float32", "bfloat16", "float16")
-REAL = Path(__file__).parents[3] / "shared" / "data" / "train"
+BUNDLES = ("quality", "lesions")
 
 
 def scenes():
@@ -23,33 +20,16 @@ def scenes():
     return [scene.noisy for scene in data.validation_set(6, seed=seed, side=256)]
 
 
-def agreement(name, precision, images):
-    """Share of pixels within one grey level of the bundle in float32 on the CPU."""
-    reference, despeckler = bundle.load(name), Despeckler(bundle.load(name), "cuda", precision)
-    differences = [
-        np.abs(next(despeckler.frames([image], 1.0)).astype(int) - reference.apply(image)).ravel()
-        for image in images
-    ]
-    return (np.concatenate(differences) <= 1).mean()
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_gpu_agrees_with_the_cpu(name, precision):
-    assert agreement(name, precision, scenes()) >= 0.999
+    assert share_within_a_level(name, "cuda", precision, scenes()) >= 0.999
 
 
 @pytest.mark.samples
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_gpu_agrees_with_the_cpu_on_real_images(precision):
-    paths = sorted(REAL.rglob("*.png"))
-    if not paths:
-        pytest.skip("the folder ../shared/data/train with real B-mode images is absent")
-    images = []
-    for path in paths[:: max(1, len(paths) // 8)]:
-        with Image.open(path) as picture:
-            images.append(np.array(picture.convert("L")))
-    assert agreement("quality", precision, images) >= 0.999
+def test_the_gpu_agrees_with_the_cpu_on_real_images(precision, real_images):
+    assert share_within_a_level("quality", "cuda", precision, real_images) >= 0.999
 
 
 def test_auto_takes_the_gpu_and_its_fastest_precision():
