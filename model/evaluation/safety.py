@@ -28,6 +28,7 @@ from model.evaluation.safety_measures import (
     DISCS_PX,
     FLICKER,
     PERIODS_PX,
+    RARELY,
     STANDS_OUT_DB,
     STROKE_LENGTH_PX,
     TEXT_CHANGE_GREY,
@@ -56,6 +57,14 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
             "How far a disc of this size stands out of its ring where the tissue is even: the "
             f"95th percentile, and the share of places above {STANDS_OUT_DB:g} dB. The same for "
             f"the most conspicuous of strokes of {STROKE_LENGTH_PX} px in any direction."
+        ),
+    ),
+    (
+        "The rarest of these structures",
+        (*(f"{diameter} px, {RARELY}" for diameter in DISCS_PX), f"stroke, {RARELY}"),
+        (
+            "What one place in a thousand stands out by: a method that decides is seldom wrong, "
+            "but plainly."
         ),
     ),
     (

@@ -27,6 +27,7 @@ from model.evaluation.safety_grounds import (
 )
 from model.evaluation.safety_measures import (
     FLICKER,
+    RARELY,
     appeared,
     brightness_shifts,
     drawing_changes,
@@ -123,6 +124,15 @@ def test_a_structure_that_is_not_there_is_found(grounds):
     invented[80:90, 80:90] += 3 * GREY_PER_DB
     assert appeared([invented], [scene])["10 px, %"] > 0
     assert appeared([identity(scene.noisy)], [scene])["6 px, dB"] > 1
+
+
+def test_a_rare_structure_is_found_where_the_95th_percentile_passes_over_it(grounds):
+    scene = grounds.even[0]
+    invented = scene.target.copy()
+    invented[80:90, 80:90] += 3 * GREY_PER_DB
+    found = appeared([invented], [scene])
+    assert found["10 px, dB"] < 1 < found[f"10 px, {RARELY}"]
+    assert appeared([scene.target.copy()], [scene])[f"10 px, {RARELY}"] < 1
 
 
 def test_a_stroke_that_is_not_there_is_found_in_any_direction(grounds):
