@@ -26,7 +26,8 @@ def log_mse(output: Tensor, target: Tensor, _noisy: Tensor) -> Tensor:
     """Mean over the batch of ln(MSE): 10/ln(10) times it is minus the PSNR.
 
     The step follows the error relative to the patch's own, so that easy patches, where the rim of a
-    sector is most of the error, count as much as hard ones. Half a grey level counts as none.
+    sector or a false structure is most of the error, count as much as hard ones. Half a grey level
+    counts as none.
     """
     error = ((output - target) ** 2).mean((1, 2, 3))
     return torch.log(error + (0.5 / 255) ** 2).mean()
@@ -106,8 +107,8 @@ def survival(
 
     Contrast is what an observer sees: the level of a place against even tissue beside it, in the
     output as in the target. Against the target's surroundings a halo around the lesion would cost
-    nothing, and takes the contrast away. It is asked for at 4, 8 and 16 pixels, since a large
-    lesion is to be kept as a whole.
+    nothing, and takes the contrast away. It is asked for at 4 and 8 pixels; at 16 as well brings
+    nothing.
 
     Parameters
     ----------
@@ -134,7 +135,7 @@ def survival(
     return torch.stack(terms).mean()
 
 
-_SURVIVAL_CELLS = (1, 2, 4)
+_SURVIVAL_CELLS = (1, 2)
 """Cells of 4 pixels a side over which contrast is to be seen."""
 _NOTHING = 1e-6
 
