@@ -223,17 +223,17 @@ def test_a_shipped_bundle_passes_its_self_test_and_has_a_card(folder):
 
 def test_the_bundle_for_lesions_trades_speckle_for_faint_lesions():
     grounds = Grounds.make(
-        data.VALIDATION_SEED + 18, Size(faint=2, plain=0, even=2, blocks=0, cines=0)
+        data.VALIDATION_SEED + 18, Size(faint=5, plain=0, even=2, blocks=0, cines=0)
     )
     faint = grounds.lesions[3.0]
     kept, appears = {}, {}
     for name in ("quality", "lesions"):
         network = bundle.load(name).student
         outputs = [despeckled(network, scene.noisy) for scene in faint]
-        kept[name] = lesions_kept(outputs, faint, 14)[1]
+        kept[name] = lesions_kept(outputs, faint, 10)[1]
         even = [despeckled(network, scene.noisy) for scene in grounds.even]
         appears[name] = appeared(even, grounds.even)["10 px, dB"]
-    assert kept["lesions"] > 1.05 * kept["quality"]
+    assert kept["lesions"] > 1.1 * kept["quality"]
     assert appears["lesions"] > 1.2 * appears["quality"]
 
 
