@@ -277,16 +277,16 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Phantom:
         return plain(rng, shape)
     if kind < 0.3:
         even = plain(rng, shape).diffuse_db
-        return Phantom(_with_subtle_lesions(rng, even), np.zeros(shape, np.float32))
+        return Phantom(with_subtle_lesions(rng, even), np.zeros(shape, np.float32))
     if kind < 0.4:
         db, specular = _paint_fibres(rng, shape)
-        return Phantom(_with_subtle_lesions(rng, db) if rng.random() < 0.3 else db, specular)
+        return Phantom(with_subtle_lesions(rng, db) if rng.random() < 0.3 else db, specular)
     db = _paint_lobules(rng, shape) if kind < 0.5 else _paint_layers(rng, shape)
     specular = np.zeros(shape, dtype=np.float32)
     for _ in range(int(rng.integers(0, 7))):
         db = _with_lesion(rng, db)
     if rng.random() < 0.5:
-        db = _with_subtle_lesions(rng, db)
+        db = with_subtle_lesions(rng, db)
     for _ in range(int(rng.integers(0, 3))):
         lumen = _thin_line(rng, shape, rng.uniform(4, 24))
         wall = np.clip(ndimage.grey_dilation(lumen, size=(3, 3)) - lumen, 0, 1)
@@ -320,7 +320,7 @@ def _with_lesion(rng: np.random.Generator, db: Map) -> Map:
     return out
 
 
-def _with_subtle_lesions(rng: np.random.Generator, db: Map) -> Map:
+def with_subtle_lesions(rng: np.random.Generator, db: Map) -> Map:
     """Add several lesions of low contrast.
 
     They are far more frequent here than in patients, on purpose: the student's best guess at what
@@ -364,7 +364,7 @@ def from_anatomy(
     db = db - np.median(db[part > 8]) if (part > 8).mean() > 0.05 else db - db.mean()
     tissue = np.asarray(np.clip(db, -60, 30), dtype=np.float32)
     if rng.random() < 0.4:
-        tissue = _with_subtle_lesions(rng, tissue)
+        tissue = with_subtle_lesions(rng, tissue)
     return Phantom(tissue, np.zeros(shape, np.float32))
 
 

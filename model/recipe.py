@@ -113,7 +113,7 @@ class DistillationSection(_Section):
     supervised: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the terms against the simulated reference."""
     output: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the terms against the teacher's output."""
+    """Weight of the terms against the teacher's output; 0 asks it about real images alone."""
     affinity: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the likeness of feature affinities."""
     folds: Annotated[int, Field(ge=1, le=4)] = 4
@@ -122,6 +122,8 @@ class DistillationSection(_Section):
     """Share of the patches that are unlabelled real images, with the teacher alone to go by."""
     real_halvings: Annotated[int, Field(ge=0, le=4)] = 0
     """Times that the teacher may halve a real image whose speckle is coarse, to see it as grain."""
+    real_planted: Annotated[int, Field(ge=0)] = 0
+    """Copies of each real patch, with faint lesions planted; 0 takes the patches as they are."""
 
 
 class GuidanceSection(_Section):
@@ -205,6 +207,11 @@ class Recipe(_Section):
             raise ValueError(
                 "data.fresh_per_batch: a teacher's output is computed once, for scenes that stay; "
                 "set it to 0, or leave distillation.teacher empty"
+            )
+        if self.distillation.real_planted and self.distillation.affinity:
+            raise ValueError(
+                "distillation.real_planted: a teacher's features know nothing of what was planted "
+                "after it looked; set distillation.affinity to 0"
             )
         if self.optimiser.crop > self.data.side or self.optimiser.crop % FEATURE_STRIDE:
             raise ValueError(

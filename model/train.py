@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from model import cost, data, distill, guidance, pool, prepare, report, runs
+from model import cost, data, distill, guidance, planting, pool, prepare, report, runs
 from model import recipe as recipes
 from model.allocator import keep_activations
 from model.bundle import BundleError
@@ -252,7 +253,11 @@ def _taught(
             given.train, drawn.folder / f"real-{recipe.data.side}", recipe.data.side
         )
         real = answers(patches, "real images", section.real_halvings)
-    return answers(drawn, "scenes"), real, teacher.cpu()
+        if section.real_planted:
+            real = planting.planted_pool(real, copies=section.real_planted, seed=recipe.data.seed)
+    if section.output or features:
+        return answers(drawn, "scenes"), real, teacher.cpu()
+    return replace(drawn, taught=drawn.target), real, teacher.cpu()
 
 
 def _targets(

@@ -145,6 +145,9 @@ real_share = 0.5
 [guidance]
 every = 3
 """
+PLANTED = PUPIL.replace("pupil", "planted").replace(
+    "affinity = 0.1", "output = 0.0\nreal_planted = 2"
+)
 TUTOR = """
 name = "tutor"
 threads = 1
@@ -183,6 +186,15 @@ def test_a_teacher_is_grown_and_a_guided_student_distilled_from_it(tmp_path, mon
         train(tmp_path / f"{name}.toml", tmp_path / "runs")
     tutor, pupil = (runs.load(tmp_path / "runs" / name) for name in ("tutor", "pupil"))
     assert (tutor.kind, pupil.kind) == ("teacher", "student")
+
+    answered = len(list((tmp_path / "runs" / "cache").rglob("taught-*.npy")))
+    (tmp_path / "planted.toml").write_text(PLANTED)
+    train(tmp_path / "planted.toml", tmp_path / "runs")
+    assert runs.load(tmp_path / "runs" / "planted").kind == "student"
+    (planted,) = (tmp_path / "runs" / "cache").rglob("planted-*/noisy.npy")
+    patches = np.load(planted.parents[1] / "noisy.npy")
+    assert len(np.load(planted)) == 2 * len(patches)
+    assert len(list((tmp_path / "runs" / "cache").rglob("taught-*.npy"))) == answered
     assert pupil.description["targets"].keys() == {
         "psnr",
         "ms_ssim",

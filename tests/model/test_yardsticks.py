@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 YARDSTICKS = ROOT / "model" / "yardsticks"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("teacher", "teacher"), ("dncnn", "dncnn")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("teacher", "teacher"), ("dncnn", "dncnn"), ("planted", "student")]
+)
 def test_a_yardstick_is_of_its_kind_and_says_how_it_was_trained(name, kind):
     found = runs.load(YARDSTICKS / name)
     assert found.kind == kind

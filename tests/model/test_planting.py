@@ -1,0 +1,80 @@
+"""A planted lesion adds what it should, where it should, and a teacher's answer gains the same."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model import pool
+from model.planting import plant, planted_pool
+from model.pool import STEPS_PER_GREY
+from model.recipe import Recipe
+
+
+@pytest.fixture
+def speckle():
+    rng = np.random.default_rng(5)
+    image = np.clip(100 + 25 * rng.standard_normal((96, 96)), 1, 255).astype(np.uint8)
+    image[:, :16] = 0  # beyond the sector
+    return image
+
+
+@pytest.fixture
+def disc():
+    rows, columns = np.mgrid[:96, :96]
+    return (np.hypot(rows - 48, columns - 56) < 15).astype(np.float32)
+
+
+@pytest.mark.parametrize("contrast_db", [3.0, -3.0])
+def test_every_grain_of_a_lesion_gains_the_same(speckle, disc, contrast_db):
+    planted, expected = plant(speckle, contrast_db * disc, 4.25)
+    gained = planted.astype(float) - speckle
+    inside = np.hypot(*np.mgrid[-48:48, -56:40]) < 11
+    assert gained[inside] == pytest.approx(contrast_db * 4.25, abs=0.6)
+    assert expected[inside] == pytest.approx(contrast_db * 4.25, rel=0.03)
+    assert not gained[np.hypot(*np.mgrid[-48:48, -56:40]) > 21].any()
+
+
+def test_black_stays_black_and_clipped_grains_lower_what_is_expected(speckle, disc):
+    everywhere = np.full(speckle.shape, 4.0, np.float32)
+    planted, _ = plant(speckle, everywhere, 4.25)
+    assert not planted[:, :16].any()
+    dark = np.where(speckle > 0, speckle // 12 + 1, 0).astype(np.uint8)
+    shown, expected = plant(dark, -6 * disc, 4.25)
+    inside = np.hypot(*np.mgrid[-48:48, -56:40]) < 8
+    difference = (shown.astype(float) - dark)[inside].mean()
+    assert difference > -12  # of the 25.5 that were asked for
+    assert expected[inside].mean() == pytest.approx(difference, abs=1)
+
+
+def test_a_planted_pool_adds_to_the_answer_what_it_adds_to_the_patch(tmp_path, speckle):
+    noisy = np.stack([speckle, speckle[::-1]])
+    target = np.stack([image.astype(np.uint16) * np.uint16(STEPS_PER_GREY) for image in noisy])
+    np.save(tmp_path / "noisy.npy", noisy)
+    np.save(tmp_path / "target.npy", target)
+    real = pool.load(tmp_path)
+    with pytest.raises(ValueError, match="no teacher"):
+        planted_pool(real, copies=2, seed=1)
+    answer = np.full_like(target, 100 * STEPS_PER_GREY)
+    taught = replace(real, taught=answer)
+    planted = planted_pool(taught, copies=2, seed=1)
+    assert len(planted) == 4
+    assert planted.taught is not None
+    for index in range(4):
+        gained = planted.noisy[index].astype(float) - noisy[index % 2]
+        said = planted.taught[index] / STEPS_PER_GREY - 100
+        lit = noisy[index % 2] > 0
+        assert np.abs(gained).max() > 3
+        assert np.abs(gained - said)[lit].mean() < 0.25 * np.abs(gained)[lit].mean()
+    assert not np.array_equal(planted.noisy[0], planted.noisy[2])
+    again = planted_pool(taught, copies=2, seed=1)
+    assert np.array_equal(again.noisy, planted.noisy)
+    assert not np.array_equal(planted_pool(taught, copies=2, seed=2).noisy, planted.noisy)
+    assert not np.array_equal(
+        planted_pool(replace(real, taught=answer // 2), copies=2, seed=1).taught, planted.taught
+    )
+
+
+def test_what_was_planted_has_no_features_of_a_teacher():
+    with pytest.raises(ValueError, match="real_planted"):
+        Recipe(name="x", distillation={"real_planted": 1, "affinity": 0.1})
