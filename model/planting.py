@@ -8,15 +8,16 @@ for the blur of its edge.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model import phantoms
+from model import phantoms, pool
+from model.data import Pair
 from model.phantoms import Map
 from model.pool import STEPS_PER_GREY, Pool
 
@@ -59,53 +60,72 @@ def plant(
     return planted, np.asarray(wanted * share, dtype=np.float32)
 
 
-def planted_pool(taught: Pool, *, copies: int, seed: int) -> Pool:
-    """Real patches that a teacher has looked at, with faint lesions planted afterwards.
+@dataclass(frozen=True)
+class Planter:
+    """Plants lesions in patches that a teacher has looked at before.
 
     The teacher says what the tissue is, and has not seen the lesions: what it would have made of
     them does not count. They are added to its answer as they are to the patch.
 
+    Attributes
+    ----------
+    patches : Path
+        Array of patches, (patches, side, side), uint8; a file, so that processes can share it.
+    answers : Path
+        What the teacher says of them, uint16, grey levels times `STEPS_PER_GREY`.
+    """
+
+    patches: Path
+    answers: Path
+
+    def draw(self, rng: np.random.Generator) -> Pair:
+        """Any of the patches with lesions, and the answer with the same ones."""
+        patches, answers = (np.load(path, mmap_mode="r") for path in (self.patches, self.answers))
+        index = int(rng.integers(len(patches)))
+        added = phantoms.with_subtle_lesions(rng, np.zeros(patches.shape[1:], np.float32))
+        planted, gained = plant(
+            patches[index],
+            added,
+            255 / rng.uniform(*DYNAMIC_RANGES_DB),
+            edge_px=rng.uniform(*EDGES_PX),
+        )
+        return planted, answers[index] / np.float32(STEPS_PER_GREY) + gained
+
+
+def planted_pool(
+    taught: Pool,
+    *,
+    copies: int,
+    seed: int,
+    workers: int = 0,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Pool:
+    """Real patches that a teacher has looked at, with faint lesions planted afterwards.
+
     Parameters
     ----------
     taught : Pool
-        Real patches and the teacher's answers.
+        Real patches and the teacher's answers, as `model.distill.teach` leaves them on disk.
     copies : int
-        Of each patch, each with lesions of its own.
-    seed : int
-        Of the lesions.
+        As many times the patches are drawn, each with lesions of its own.
+    seed, workers, advance
+        See `model.pool.draw`.
 
     Returns
     -------
     Pool
-        Of as many times the patches; target and answer are the same.
+        Target and answer are the same.
     """
-    if taught.taught is None:
-        raise ValueError("no teacher has looked at these patches")
-    answered = hashlib.sha256(np.ascontiguousarray(taught.taught).data).hexdigest()[:12]
-    folder = taught.folder / f"planted-{answered}-{copies}-{seed}"
-    if not (folder / "target.npy").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        shape = (copies * len(taught), *taught.noisy.shape[1:])
-        noisy = _new(folder / "noisy.npy", np.uint8, shape)
-        answers = _new(folder / "target.part.npy", np.uint16, shape)
-        for index in range(shape[0]):
-            rng = np.random.default_rng((seed, index))
-            source = index % len(taught)
-            added = phantoms.with_subtle_lesions(rng, np.zeros(shape[1:], np.float32))
-            noisy[index], gained = plant(
-                taught.noisy[source],
-                added,
-                255 / rng.uniform(*DYNAMIC_RANGES_DB),
-                edge_px=rng.uniform(*EDGES_PX),
-            )
-            answer = taught.taught[source] / STEPS_PER_GREY + gained
-            answers[index] = (np.clip(answer, 0, 255) * STEPS_PER_GREY).round()
-        noisy.flush()
-        answers.flush()
-        (folder / "target.part.npy").replace(folder / "target.npy")
-    noisy, answers = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("noisy", "target"))
-    return Pool(folder, noisy, answers, answers)
-
-
-def _new(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+    answers = getattr(taught.taught, "filename", None)
+    if answers is None:
+        raise ValueError("no teacher has looked at these patches, or its answers are not on disk")
+    drawn = pool.draw(
+        taught.folder / f"planted-{Path(answers).stem}-{copies}-{seed}",
+        Planter(taught.folder / "noisy.npy", Path(answers)).draw,
+        count=copies * len(taught),
+        side=taught.noisy.shape[1],
+        seed=seed,
+        workers=workers,
+        advance=advance,
+    )
+    return replace(drawn, taught=drawn.target)

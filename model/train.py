@@ -254,7 +254,15 @@ def _taught(
         )
         real = answers(patches, "real images", section.real_halvings)
         if section.real_planted:
-            real = planting.planted_pool(real, copies=section.real_planted, seed=recipe.data.seed)
+            copies = section.real_planted
+            task = progress.add_task("planting lesions", total=copies * len(real))
+            real = planting.planted_pool(
+                real,
+                copies=copies,
+                seed=recipe.data.seed,
+                workers=recipe.data.workers,
+                advance=lambda count: progress.advance(task, count),
+            )
     if section.output or features:
         return answers(drawn, "scenes"), real, teacher.cpu()
     return replace(drawn, taught=drawn.target), real, teacher.cpu()

@@ -54,25 +54,35 @@ def test_a_planted_pool_adds_to_the_answer_what_it_adds_to_the_patch(tmp_path, s
     np.save(tmp_path / "target.npy", target)
     real = pool.load(tmp_path)
     with pytest.raises(ValueError, match="no teacher"):
-        planted_pool(real, copies=2, seed=1)
-    answer = np.full_like(target, 100 * STEPS_PER_GREY)
-    taught = replace(real, taught=answer)
-    planted = planted_pool(taught, copies=2, seed=1)
-    assert len(planted) == 4
+        planted_pool(real, copies=4, seed=1)
+    taught, other = (_answered(real, grey) for grey in (100, 50))
+    planted = planted_pool(taught, copies=4, seed=1, workers=1)
+    assert len(planted) == 8
     assert planted.taught is not None
-    for index in range(4):
-        gained = planted.noisy[index].astype(float) - noisy[index % 2]
-        said = planted.taught[index] / STEPS_PER_GREY - 100
-        lit = noisy[index % 2] > 0
+    sources = [_nearest(noisy, patch) for patch in planted.noisy]
+    assert set(sources) == {0, 1}
+    for source, patch, answer in zip(sources, planted.noisy, planted.taught, strict=True):
+        gained = patch.astype(float) - noisy[source]
+        said = answer / STEPS_PER_GREY - 100
+        lit = noisy[source] > 0
         assert np.abs(gained).max() > 3
         assert np.abs(gained - said)[lit].mean() < 0.25 * np.abs(gained)[lit].mean()
-    assert not np.array_equal(planted.noisy[0], planted.noisy[2])
-    again = planted_pool(taught, copies=2, seed=1)
+    assert len({patch.tobytes() for patch in planted.noisy}) == 8
+    again = planted_pool(taught, copies=4, seed=1, workers=1)
     assert np.array_equal(again.noisy, planted.noisy)
-    assert not np.array_equal(planted_pool(taught, copies=2, seed=2).noisy, planted.noisy)
-    assert not np.array_equal(
-        planted_pool(replace(real, taught=answer // 2), copies=2, seed=1).taught, planted.taught
-    )
+    others = [planted_pool(taught, copies=4, seed=2), planted_pool(other, copies=4, seed=1)]
+    assert not np.array_equal(others[0].noisy, planted.noisy)
+    assert not np.array_equal(others[1].taught, planted.taught)
+
+
+def _answered(real, grey):
+    path = real.folder / f"taught-{grey}.npy"
+    np.save(path, np.full_like(real.target, grey * STEPS_PER_GREY))
+    return replace(real, taught=np.load(path, mmap_mode="r"))
+
+
+def _nearest(images, patch):
+    return int(np.argmin([np.abs(image.astype(float) - patch).mean() for image in images]))
 
 
 def test_what_was_planted_has_no_features_of_a_teacher():
