@@ -228,7 +228,7 @@ def real(run: Run) -> Outcome:
     if not files:
         return Outcome((), _no_images(settings))
     contenders = run.contenders
-    task = run.task("real", len(files) * len(contenders))
+    task = run.task("real", real_protocol.TURNS * len(files) * len(contenders))
     written = real_protocol.evaluate(
         contenders,
         files,

@@ -412,18 +412,22 @@ def test_images_are_taken_evenly_from_every_source(tmp_path):
 
 def test_real_protocol_writes_tables_by_source_and_pictures(tmp_path):
     folder = real_images(tmp_path / "images")
+    turns = []
     written = real_protocol.evaluate(
         (*CONTENDERS, Contender("student", smooth), Contender("teacher", smooth, network=Darker())),
         [folder / "liver" / "patient0.png", folder / "muscle" / "patient1.png"],
         root=folder,
         output=tmp_path / "out",
         described={},
+        advance=lambda: turns.append(1),
     )
+    assert len(turns) == real_protocol.TURNS * 4 * 2
     assert all(path.is_file() for path in written)
     text = written[0].read_text()
     assert "### liver" in text
     assert "### muscle" in text
     assert "No clean image exists" in text
+    assert "### Lesions of 3 dB planted in these images" in text
     names = {path.name for path in written if path.suffix == ".png"}
     assert {
         "real-00-liver-methods.png",
