@@ -15,7 +15,7 @@ YARDSTICKS = ROOT / "model" / "yardsticks"
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("teacher", "teacher"), ("dncnn", "dncnn"), ("planted", "student")]
+    ("name", "kind"), [("teacher", "teacher"), ("dncnn", "dncnn"), ("hedging", "teacher")]
 )
 def test_a_yardstick_is_of_its_kind_and_says_how_it_was_trained(name, kind):
     found = runs.load(YARDSTICKS / name)
@@ -25,12 +25,16 @@ def test_a_yardstick_is_of_its_kind_and_says_how_it_was_trained(name, kind):
     assert found.description["data_sha256"]
 
 
-def test_the_students_recipe_finds_its_teacher(monkeypatch):
+@pytest.mark.parametrize(
+    ("student", "yardstick"),
+    [("clinical", "teacher"), ("quality", "hedging"), ("lesions", "hedging")],
+)
+def test_a_students_recipe_finds_its_teacher(monkeypatch, student, yardstick):
     monkeypatch.chdir(ROOT)
-    teacher = recipe.load(ROOT / "config" / "model" / "clinical.toml").distillation.teacher
+    teacher = recipe.load(ROOT / "config" / "model" / f"{student}.toml").distillation.teacher
     network, digest = runs.start_weights(teacher)
     assert isinstance(network, Teacher)
-    assert digest == bundle.sha256(YARDSTICKS / "teacher" / runs.KEPT)
+    assert digest == bundle.sha256(YARDSTICKS / yardstick / runs.KEPT)
 
 
 def test_the_teacher_knows_more_than_the_student():
