@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model import drawing, multiplicative, phantoms, speckle
-from model.phantoms import Lesion
+from model.phantoms import Clusters, Lesion
 
 VALIDATION_SEED = 900_001
 """Training seeds stay below this."""
@@ -118,6 +118,8 @@ class Simulation:
         Part of the scenes that are nearly even tissue with faint lesions.
     overlay_share : float
         Part of the scenes with burned-in text, callipers and lines, which are to be kept.
+    clustered_share : float
+        Part of the scenes whose scatterers gather in clusters.
     side : int
         Side of a scene, pixels.
     """
@@ -126,6 +128,7 @@ class Simulation:
     anatomy_share: float = 0.3
     faint_share: float = 0.3
     overlay_share: float = 0.3
+    clustered_share: float = 0.0
     side: int = 256
 
     def draw(self, rng: np.random.Generator) -> Pair:
@@ -140,6 +143,8 @@ class Simulation:
             phantom = phantoms.from_anatomy(rng, _at_least(chosen, before), (before, before))
         else:
             phantom = phantoms.draw(rng, (before, before))
+        if self.clustered_share and rng.random() < self.clustered_share:
+            phantom = replace(phantom, clusters=Clusters.draw(rng))
         formed = speckle.form(phantom, setting, rng)[0]
         part = np.s_[: self.side, : self.side]
         noisy, target = formed.noisy[part], formed.target[part]

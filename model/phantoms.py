@@ -38,6 +38,31 @@ class Lesion:
 
 
 @dataclass(frozen=True)
+class Clusters:
+    """How scatterers gather, which makes tissue uneven where it is the same throughout.
+
+    Attributes
+    ----------
+    spread_db : float
+        Standard deviation of the local power, dB; log-normal.
+    length_px : float
+        Correlation length, pixels.
+
+    References
+    ----------
+    Jakeman, Pusey, IEEE Trans. Antennas Propag. 24(6), 1976 (K-distributed speckle).
+    """
+
+    spread_db: float
+    length_px: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Clusters:
+        """From hardly any to lumps as wide as a grain."""
+        return cls(rng.uniform(1, 5), float(np.exp(rng.uniform(np.log(0.7), np.log(4)))))
+
+
+@dataclass(frozen=True)
 class Phantom:
     """Scatterer strength of a slice of tissue.
 
@@ -50,12 +75,15 @@ class Phantom:
     lesions : tuple of Lesion
     labels : dict of str to ndarray, (rows, columns), bool
         Homogeneous areas and lines, for the metrics.
+    clusters : Clusters, optional
+        Of the diffuse scatterers; chance like the speckle, so that the reference knows their mean.
     """
 
     diffuse_db: Map
     specular: Map
     lesions: tuple[Lesion, ...] = ()
     labels: dict[str, Mask] = field(default_factory=dict)
+    clusters: Clusters | None = None
 
 
 def smooth_field(

@@ -143,7 +143,12 @@ def _drawer(section: DataSection, given: Material, progress: Progress) -> pool.D
         maps += data.anatomy_maps([image], despeckle)
         progress.advance(task)
     return Simulation(
-        maps, section.anatomy_share, section.faint_share, section.overlay_share, section.side
+        maps,
+        section.anatomy_share,
+        section.faint_share,
+        section.overlay_share,
+        section.clustered_share,
+        section.side,
     ).draw
 
 

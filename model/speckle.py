@@ -6,8 +6,10 @@ The target is not the map but the **expected display**: the mean of infinitely m
 same tissue with fresh scatterers. It keeps the resolution and the mean grey level of the system,
 and loses only what is random.
 
+Where scatterers gather in clusters (K-like statistics) the target is the mean over these too.
+
 Sources: Wagner et al. 1983 (statistics of speckle), Goodman 2007 (Rician field of a reflector in
-speckle), Loupas et al. 1989 (log compression).
+speckle), Loupas et al. 1989 (log compression), Jakeman and Pusey 1976 (clusters).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.phantoms import Phantom
+from model.phantoms import Clusters, Phantom, smooth_field
 
 _RICE_DB = (-40.0, -6.0, 0.0, 6.0, 12.0, 20.0)
 """Grid of coherent over diffuse power, dB."""
@@ -32,6 +34,10 @@ _PERSISTENT = 0.6
 """Correlation of the scatterers of the frame before with those of this one."""
 _OVERSHOOT_SHARE = 0.35
 """See `_mean_after_clipping`."""
+_CLUSTER_FIELDS = 4
+"""Drawn to measure what a beam leaves of clusters."""
+_GAUSS_HERMITE = ((-float(np.sqrt(3)), 1 / 6), (0.0, 2 / 3), (float(np.sqrt(3)), 1 / 6))
+"""Standard deviations and weights of the rule of three points."""
 
 
 @dataclass(frozen=True)
@@ -362,18 +368,21 @@ def form(
     loss = 10 ** (loss_db / 20)
     floor = 10 ** (setting.noise_floor_db / 20)
 
-    diffuse = beam.mean_power(power) * loss**2 + floor**2
     coherent = (echo.abs() * loss) ** 2
-    level_db = 10 * torch.log10(diffuse + coherent) + gain_db
-    rice_db = 10 * torch.log10(coherent / diffuse + 1e-9)
-    expected = expected_grey(level_db, rice_db, setting)
+    expected = torch.zeros_like(power)
+    for weight, factor in _cluster_levels(phantom.clusters, beam, rng):
+        diffuse = factor * beam.mean_power(power) * loss**2 + floor**2
+        level_db = 10 * torch.log10(diffuse + coherent) + gain_db
+        rice_db = 10 * torch.log10(coherent / diffuse + 1e-9)
+        expected += weight * expected_grey(level_db, rice_db, setting)
     mean = _finish(scanner.convert(expected), setting)
     inside = (_resize(scanner.inside.float(), setting) > 0.999).numpy()
     target: NDArray[np.float32] | None = None
 
-    tissue = _Tissue(power.sqrt(), echo, loss, floor, gain_db)
     formed = []
     for _ in range(realisations):
+        drawn = power * _gathered(phantom.clusters, power, rng) if phantom.clusters else power
+        tissue = _Tissue(drawn.sqrt(), echo, loss, floor, gain_db)
         shown = _display(tissue, beam, scanner, setting, generator)
         if target is None:
             target = (_mean_after_clipping(mean, shown) if setting.sharpen else mean).numpy()
@@ -383,6 +392,33 @@ def form(
             noisy = _jpeg(noisy, setting.jpeg_quality)
         formed.append(Formed(noisy, target, inside))
     return formed
+
+
+def _gathered(clusters: Clusters, like: Tensor, rng: np.random.Generator) -> Tensor:
+    """Local power of scatterers in clusters, log-normal with a mean of 1, (rows, columns)."""
+    field = torch.from_numpy(smooth_field(rng, (like.shape[0], like.shape[1]), clusters.length_px))
+    power = 10 ** (clusters.spread_db / 10 * field)
+    return power / power.mean()
+
+
+def _cluster_levels(
+    clusters: Clusters | None, beam: _Beam, rng: np.random.Generator
+) -> list[tuple[float, float]]:
+    """Weights, and factors of the power in a beam, which averages over the clusters within it.
+
+    What is left of their spread is taken from a few fields, and integrated over with three points.
+    """
+    if clusters is None:
+        return [(1.0, 1.0)]
+    even = torch.ones(beam.shape)
+    fields = [_gathered(clusters, even, rng) for _ in range(_CLUSTER_FIELDS)]
+    seen = torch.stack([beam.mean_power(field) for field in fields]) / beam.mean_power(even)
+    level_db = 10 * torch.log10(seen)
+    mean_db, spread_db = float(level_db.mean()), float(level_db.std())
+    return [
+        (weight, 10 ** ((mean_db + deviations * spread_db) / 10))
+        for deviations, weight in _GAUSS_HERMITE
+    ]
 
 
 @dataclass(frozen=True)

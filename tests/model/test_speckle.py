@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from model import phantoms, speckle
-from model.phantoms import Phantom
+from model.phantoms import Clusters, Phantom
 from model.speckle import Acquisition
 
 
@@ -108,6 +109,26 @@ def test_mean_converges_for_every_kind_of_scanner(special):
     rng = np.random.default_rng(11)
     phantom = phantoms.draw(rng, (112, 112))
     _assert_convergence(phantom, replace(Acquisition(), **special), rng)
+
+
+@pytest.mark.parametrize("clusters", [Clusters(4.0, 1.0), Clusters(3.0, 3.0), Clusters(2.0, 6.0)])
+def test_mean_converges_where_scatterers_gather_in_clusters(clusters):
+    rng = np.random.default_rng(12)
+    phantom = replace(phantoms.draw(rng, (112, 112)), clusters=clusters)
+    _assert_convergence(phantom, Acquisition(), rng)
+
+
+def test_clusters_make_even_tissue_uneven_beyond_the_grain():
+    rng = np.random.default_rng(4)
+    plain = tissue(192)
+    lumpy = replace(plain, clusters=Clusters(3.0, 5.0))
+    coarse = [
+        ndimage.gaussian_filter(speckle.form(each, PLAIN, rng)[0].noisy.astype(float), 8.0).std()
+        for each in (plain, lumpy)
+    ]
+    assert coarse[1] > 1.5 * coarse[0]
+    target = speckle.form(lumpy, PLAIN, rng)[0].target
+    assert target[32:-32, 32:-32].std() < 0.2
 
 
 def _assert_convergence(phantom, setting, rng):
