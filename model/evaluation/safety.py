@@ -19,6 +19,8 @@ from model.evaluation import figures
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.safety_grounds import (
     BRIGHTNESS_DB,
+    CLUSTERS_DB,
+    CLUSTERS_PX,
     DIAMETERS_PX,
     LINE_WIDTHS_PX,
     Grey8,
@@ -45,6 +47,8 @@ from model.evaluation.tables import Table, Value, header, write
 
 ACROSS = 6
 """Pictures side by side."""
+CLUSTERED = "clustered, "
+_CLUSTERS = ", ".join(f"{length:g}" for length in CLUSTERS_PX)
 GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "Structures in even speckle",
@@ -65,6 +69,22 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         (
             "What one place in a thousand stands out by: a method that decides is seldom wrong, "
             "but plainly."
+        ),
+    ),
+    (
+        "Structures where scatterers gather in clusters",
+        tuple(
+            f"{CLUSTERED}{key}"
+            for key in (
+                *(f"{diameter} px, {unit}" for diameter in DISCS_PX for unit in ("dB", "%")),
+                "stroke, dB",
+                "stroke, %",
+            )
+        ),
+        (
+            f"As in even speckle; the tissue is the same throughout, but its scatterers' power "
+            f"spreads by {CLUSTERS_DB:g} dB, over {_CLUSTERS} px. A method that despeckles keeps "
+            "some of that; one that sees structures in it invents them."
         ),
     ),
     (
@@ -121,7 +141,7 @@ class Judged:
     figures : dict of str to float
         All others, by the heading of their column.
     pictures : list of ndarray, (rows, columns)
-        Output on even speckle and on faint lesions.
+        Output on even speckle, on clustered scatterers and on faint lesions.
     """
 
     survival: dict[tuple[float, float], float]
@@ -194,9 +214,11 @@ def judge(
         for diameter in DIAMETERS_PX:
             key = contrast, diameter
             survival[key], kept[key] = lesions_kept(outputs, scenes, diameter)
-    even = run(grounds.even)
+    even, clustered = run(grounds.even), run(grounds.clustered)
+    lumps = appeared(clustered, grounds.clustered)
     found = {
         **appeared(even, grounds.even),
+        **{f"{CLUSTERED}{key}": value for key, value in lumps.items()},
         **brightness_shifts(run(grounds.blocks), grounds.blocks),
         **flicker_reductions([run(scenes) for scenes in grounds.cines], grounds.cines),
         **drawing_changes(run_one(grounds.drawn.image), grounds.drawn),
@@ -204,7 +226,7 @@ def judge(
         "strength 0 is the input": identity_at_zero(contender),
     }
     advance()
-    return Judged(survival, kept, found, [even[0], pictures[0]])
+    return Judged(survival, kept, found, [even[0], clustered[0], pictures[0]])
 
 
 def tables(judged: Mapping[str, Judged], grounds: Grounds) -> list[Table]:
@@ -265,11 +287,15 @@ def _some(found: Figures, columns: Sequence[str]) -> dict[str, Value]:
 
 
 def _picture(judged: Mapping[str, Judged], grounds: Grounds, output: Path) -> Path:
-    """Even tissue and faint lesions: before, reference, and after each method."""
+    """What `Judged.pictures` shows: before, reference, and after each method."""
     contrast, lesions = next(iter(grounds.lesions.items()))
     bands = []
     for index, (title, scene) in enumerate(
-        (("even tissue", grounds.even[0]), (f"{contrast:g} dB", lesions[0]))
+        (
+            ("even tissue", grounds.even[0]),
+            ("clustered scatterers", grounds.clustered[0]),
+            (f"{contrast:g} dB", lesions[0]),
+        )
     ):
         tiles = [
             figures.Tile(f"{title}: before", scene.noisy),

@@ -33,6 +33,9 @@ BRIGHTNESS_DB = (-22.0, -12.0, -4.0, 4.0, 12.0, 20.0)
 """Classes of even tissue, from nearly black to nearly white."""
 _BLOCK_MARGIN_PX = 12
 
+CLUSTERS_DB, CLUSTERS_PX = 3.0, (1.0, 2.0, 4.0)
+"""Spread of the local power and its correlation length, where scatterers gather in clusters."""
+
 INK, LINE_GREY = 255, 230
 LINE_WIDTHS_PX, LINE_ANGLES = (1.0, 2.0, 3.0), (0.0, 30.0, 65.0, 90.0)
 _LINE_LENGTH_PX, _TEXT_HEIGHT_PX, _OVERSAMPLING = 40, 50, 8
@@ -84,6 +87,8 @@ class Size:
     """Images of lesions of 6 dB."""
     even: int = 12
     """Images of nothing but speckle."""
+    clustered: int = 12
+    """Images of the same tissue throughout, whose scatterers gather in clusters."""
     blocks: int = 8
     """Images of tissue in classes of brightness."""
     cines: int = 16
@@ -102,7 +107,7 @@ class Grounds:
     ----------
     lesions : dict of float to list of Scene
         By contrast, dB; either sign in turn.
-    even, blocks : list of Scene
+    even, clustered, blocks : list of Scene
         See `Size`; blocks are labelled with their level in dB.
     cines : list of list of Scene
         Frames of one still tissue each, under fresh speckle.
@@ -113,6 +118,7 @@ class Grounds:
 
     lesions: dict[float, list[Scene]]
     even: list[Scene]
+    clustered: list[Scene]
     blocks: list[Scene]
     cines: list[list[Scene]]
     shifted: Grey8
@@ -146,6 +152,7 @@ class Grounds:
         return cls(
             {3.0: many(0, size.faint, 3.0), 6.0: many(1, size.plain, 6.0)},
             [s for i in range(size.even) for s in one(2, i, _even_tissue(side))],
+            [clustered_tissue((seed, 7, i), side, i) for i in range(size.clustered)],
             [s for i in range(size.blocks) for s in one(3, i, brightness_blocks(side))],
             [one(4, i, still, size.frames) for i, still in enumerate(stills)],
             shifted[0].noisy,
@@ -155,7 +162,7 @@ class Grounds:
     @property
     def turns(self) -> int:
         """Images that each method is given, shifted crops not counted."""
-        lists = [*self.lesions.values(), self.even, self.blocks, *self.cines]
+        lists = [*self.lesions.values(), self.even, self.clustered, self.blocks, *self.cines]
         return sum(map(len, lists)) + 1
 
 
@@ -247,6 +254,23 @@ def _add_lesion(db: Map, centre: NDArray[np.float64], radius: float, contrast_db
 def _even_tissue(side: int) -> Phantom:
     db = np.zeros((side, side), dtype=np.float32)
     return Phantom(db, np.zeros_like(db))
+
+
+def clustered_tissue(seed: tuple[int, ...], side: int, index: int) -> Scene:
+    """The same tissue throughout, scatterers in clusters; the reference is that without clusters.
+
+    The mean of a display in decibels is lower with clusters than without by a constant, which is
+    not taken into account.
+    """
+    even = _even_tissue(side)
+    length_px = CLUSTERS_PX[index // 2 % len(CLUSTERS_PX)]
+    rng = np.random.default_rng((*seed, 1))
+    lumps = CLUSTERS_DB * phantoms.smooth_field(rng, (side, side), length_px)
+    uneven, plain = (
+        imaged(phantom, np.random.default_rng(seed), index)[0]
+        for phantom in (replace(even, diffuse_db=lumps), even)
+    )
+    return replace(uneven, target=plain.target)
 
 
 def brightness_blocks(side: int) -> Phantom:

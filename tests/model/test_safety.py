@@ -44,6 +44,7 @@ TINY = Size(
     faint=2,
     plain=1,
     even=1,
+    clustered=2,
     blocks=2,
     cines=2,
     frames=3,
@@ -135,6 +136,15 @@ def test_a_rare_structure_is_found_where_the_95th_percentile_passes_over_it(grou
     assert appeared([scene.target.copy()], [scene])[f"10 px, {RARELY}"] < 1
 
 
+def test_clustered_scatterers_are_uneven_about_a_reference_that_is_even(grounds):
+    for scene in grounds.clustered:  # of either simulator
+        assert scene.target[20:-20, 20:-20].std() < 0.5 * GREY_PER_DB
+        still = appeared([scene.target.copy()], [scene])
+        seen = appeared([smooth(scene.noisy)], [scene])
+        even = appeared([smooth(grounds.even[0].noisy)], [grounds.even[0]])
+        assert still["16 px, dB"] < 0.1 < even["16 px, dB"] < seen["16 px, dB"]
+
+
 def test_a_stroke_that_is_not_there_is_found_in_any_direction(grounds):
     scene = grounds.even[0]
     rows, columns = np.mgrid[: scene.target.shape[0], : scene.target.shape[1]]
@@ -219,10 +229,11 @@ def test_the_images_hold_four_hundred_lesions_of_each_size():
 
 
 def test_the_seed_decides_the_grounds(grounds):
-    small = replace(TINY, faint=1, plain=0, even=1, blocks=0, cines=0)
+    small = replace(TINY, faint=1, plain=0, even=1, clustered=1, blocks=0, cines=0)
     again = Grounds.make(SEED, small)
     np.testing.assert_array_equal(again.lesions[3.0][0].noisy, grounds.lesions[3.0][0].noisy)
     np.testing.assert_array_equal(again.even[0].noisy, grounds.even[0].noisy)
+    np.testing.assert_array_equal(again.clustered[0].noisy, grounds.clustered[0].noisy)
     assert not np.array_equal(Grounds.make(SEED + 1, small).even[0].noisy, again.even[0].noisy)
 
 
@@ -239,7 +250,14 @@ def test_protocol_writes_tables_a_picture_and_a_plot(tmp_path, grounds):
     assert len(calls) == safety.turns(contenders, grounds)
     assert all(path.is_file() for path in written)
     text = written[0].read_text()
-    for word in ("Lesions of 3 dB that survive", "even speckle", "flicker", "Text", str(SEED)):
+    for word in (
+        "Lesions of 3 dB that survive",
+        "even speckle",
+        "gather in clusters",
+        "flicker",
+        "Text",
+        str(SEED),
+    ):
         assert word in text
     with (tmp_path / "safety-contrast-kept-by-lesions-of-3-db.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}

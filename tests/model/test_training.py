@@ -235,7 +235,7 @@ def test_a_shipped_bundle_passes_its_self_test_and_has_a_card(folder):
 
 def test_the_bundle_for_lesions_trades_speckle_for_faint_lesions():
     grounds = Grounds.make(
-        data.VALIDATION_SEED + 18, Size(faint=5, plain=0, even=2, blocks=0, cines=0)
+        data.VALIDATION_SEED + 18, Size(faint=5, plain=0, even=2, clustered=0, blocks=0, cines=0)
     )
     faint = grounds.lesions[3.0]
     kept, appears = {}, {}
