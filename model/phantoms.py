@@ -58,8 +58,8 @@ class Clusters:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Clusters:
-        """From hardly any to lumps as wide as a grain."""
-        return cls(rng.uniform(1, 5), float(np.exp(rng.uniform(np.log(0.7), np.log(4)))))
+        """From hardly any to lumps as wide as a grain: wider ones look like lesions."""
+        return cls(rng.uniform(1, 4), float(np.exp(rng.uniform(np.log(0.7), np.log(2.5)))))
 
 
 @dataclass(frozen=True)
