@@ -141,7 +141,7 @@ class Judged:
     figures : dict of str to float
         All others, by the heading of their column.
     pictures : list of ndarray, (rows, columns)
-        Output on even speckle, on clustered scatterers and on faint lesions.
+        Output on even speckle, on the widest clusters of scatterers and on faint lesions.
     """
 
     survival: dict[tuple[float, float], float]
@@ -226,7 +226,7 @@ def judge(
         "strength 0 is the input": identity_at_zero(contender),
     }
     advance()
-    return Judged(survival, kept, found, [even[0], clustered[0], pictures[0]])
+    return Judged(survival, kept, found, [even[0], clustered[-1], pictures[0]])
 
 
 def tables(judged: Mapping[str, Judged], grounds: Grounds) -> list[Table]:
@@ -293,7 +293,7 @@ def _picture(judged: Mapping[str, Judged], grounds: Grounds, output: Path) -> Pa
     for index, (title, scene) in enumerate(
         (
             ("even tissue", grounds.even[0]),
-            ("clustered scatterers", grounds.clustered[0]),
+            ("clustered scatterers", grounds.clustered[-1]),
             (f"{contrast:g} dB", lesions[0]),
         )
     ):
