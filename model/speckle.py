@@ -368,10 +368,11 @@ def form(
     loss = 10 ** (loss_db / 20)
     floor = 10 ** (setting.noise_floor_db / 20)
 
+    scattered = beam.mean_power(power)
     coherent = (echo.abs() * loss) ** 2
     expected = torch.zeros_like(power)
     for weight, factor in _cluster_levels(phantom.clusters, beam, rng):
-        diffuse = factor * beam.mean_power(power) * loss**2 + floor**2
+        diffuse = factor * scattered * loss**2 + floor**2
         level_db = 10 * torch.log10(diffuse + coherent) + gain_db
         rice_db = 10 * torch.log10(coherent / diffuse + 1e-9)
         expected += weight * expected_grey(level_db, rice_db, setting)

@@ -71,8 +71,9 @@ def evaluate(
     found: list[tuple[str, str, Figures]] = []
     kinds: dict[str, dict[str, list[figures.Tile]]] = {c.name: {} for c in contenders if learned(c)}
     written: list[Path] = []
-    for index, path in enumerate(files):
-        source, image = source_of(path, root), middle(read_grey(path), LARGEST_SIDE_PX)
+    images = [middle(read_grey(path), LARGEST_SIDE_PX) for path in files]
+    for index, (path, image) in enumerate(zip(files, images, strict=True)):
+        source = source_of(path, root)
         patches = metrics.homogeneous_patches(image)
         outputs: dict[str, Grey] = {}
         for contender in contenders:
@@ -102,8 +103,7 @@ def evaluate(
             summary(name, [f for n, s, f in found if n == name and s == source]) for name in names
         ]
         tables.append(Table(source, COLUMNS[:-1], rows, unranked=frozenset({NOISY})))
-    tried_on = planted.grounds([read_grey(path) for path in files])
-    tables.append(planted.table(contenders, tried_on, advance))
+    tables.append(planted.table(contenders, planted.grounds(images), advance))
     head = header(
         "Real images: no reference exists",
         {

@@ -49,14 +49,15 @@ ACROSS = 6
 """Pictures side by side."""
 CLUSTERED = "clustered, "
 _CLUSTERS = ", ".join(f"{length:g}" for length in CLUSTERS_PX)
+STANDING_OUT = (
+    *(f"{diameter} px, {unit}" for diameter in DISCS_PX for unit in ("dB", "%")),
+    "stroke, dB",
+    "stroke, %",
+)
 GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "Structures in even speckle",
-        (
-            *(f"{diameter} px, {unit}" for diameter in DISCS_PX for unit in ("dB", "%")),
-            "stroke, dB",
-            "stroke, %",
-        ),
+        STANDING_OUT,
         (
             "How far a disc of this size stands out of its ring where the tissue is even: the "
             f"95th percentile, and the share of places above {STANDS_OUT_DB:g} dB. The same for "
@@ -73,14 +74,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     (
         "Structures where scatterers gather in clusters",
-        tuple(
-            f"{CLUSTERED}{key}"
-            for key in (
-                *(f"{diameter} px, {unit}" for diameter in DISCS_PX for unit in ("dB", "%")),
-                "stroke, dB",
-                "stroke, %",
-            )
-        ),
+        tuple(f"{CLUSTERED}{key}" for key in STANDING_OUT),
         (
             f"As in even speckle; the tissue is the same throughout, but its scatterers' power "
             f"spreads by {CLUSTERS_DB:g} dB, over {_CLUSTERS} px. A method that despeckles keeps "
