@@ -130,7 +130,7 @@ def test_context_that_was_not_accepted_ends_the_association(node):
         context.context_id = 77
         association._accepted_cx = {77: context}
         assert "Status" not in association.send_c_store(small_object())
-    assert node.is_untouched()
+    wait_until(node.is_untouched, "the receiver keeps something of an object that it refused")
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
