@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,24 @@ VALIDATION_SEED = 900_001
 """Training seeds stay below this."""
 _ENLARGED, _SMALLEST_MAP = 1.6, 160
 
-Pair = tuple[NDArray[np.uint8], NDArray[np.float32]]
-"""Speckled image and its expected display, (rows, columns) each."""
 Despeckle = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+class Pair(NamedTuple):
+    """What one training patch is cut from.
+
+    Attributes
+    ----------
+    noisy : ndarray, (rows, columns), uint8
+    target : ndarray, (rows, columns), float32, 0..255
+        Expected display.
+    clustered : bool
+        Whether the scatterers gather in clusters.
+    """
+
+    noisy: NDArray[np.uint8]
+    target: NDArray[np.float32]
+    clustered: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,7 @@ class Simulation:
     side: int = 256
 
     def draw(self, rng: np.random.Generator) -> Pair:
-        """One training pair, (side, side): noisy uint8, target float32."""
+        """One training pair, (side, side)."""
         setting = speckle.Acquisition.draw(rng)
         before = int(np.ceil((self.side + 2) / setting.resize))
         kind = rng.random()
@@ -143,14 +158,15 @@ class Simulation:
             phantom = phantoms.from_anatomy(rng, _at_least(chosen, before), (before, before))
         else:
             phantom = phantoms.draw(rng, (before, before))
-        if self.clustered_share and rng.random() < self.clustered_share:
+        clustered = self.clustered_share > 0 and rng.random() < self.clustered_share
+        if clustered:
             phantom = replace(phantom, clusters=Clusters.draw(rng))
         formed = speckle.form(phantom, setting, rng)[0]
         part = np.s_[: self.side, : self.side]
         noisy, target = formed.noisy[part], formed.target[part]
         if rng.random() < self.overlay_share:
             noisy, target = _overlay(rng, noisy, target)
-        return noisy, target
+        return Pair(noisy, target, clustered)
 
 
 def _at_least(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -231,11 +247,11 @@ class NoisyImages:
     side: int
 
     def draw(self, rng: np.random.Generator) -> Pair:
-        """One training pair at one of `multiplicative.LEVELS`: noisy uint8, clean float32."""
+        """One training pair at one of `multiplicative.LEVELS`."""
         image = self.images[int(rng.integers(len(self.images)))]
         lacking = [(0, max(0, self.side - length)) for length in image.shape]
         image = np.pad(image, lacking, mode="symmetric")
         top, left = (int(rng.integers(0, length - self.side + 1)) for length in image.shape)
         clean = image[top : top + self.side, left : left + self.side]
         level = float(rng.choice(multiplicative.LEVELS))
-        return multiplicative.add(clean, level, rng), clean.astype(np.float32)
+        return Pair(multiplicative.add(clean, level, rng), clean.astype(np.float32))

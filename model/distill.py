@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ def teach(
     *,
     folds: int = len(MIRRORINGS),
     halvings: int = 0,
+    retained: float = 0.0,
     features: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Pool:
@@ -62,6 +65,8 @@ def teach(
         Mirrored inputs that are averaged.
     halvings : int
         Times that the teacher may halve an image whose speckle is coarse; see `model.scales`.
+    retained : float, 0..1
+        Share of what it removes over wide surroundings that stays; see `model.coarse`.
     features : bool
         Keep projected features as well.
     advance : callable
@@ -72,7 +77,11 @@ def teach(
     Pool
         With `taught`, and `features` where they were asked for.
     """
+    if retained:
+        teacher = copy(teacher)  # of the same weights
+        teacher.architecture = replace(teacher.architecture, retain_wide=retained)
     settings = f"{identity} {folds}" + (f" {halvings}" if halvings else "")
+    settings += f" retained {retained}" if retained else ""
     mark = hashlib.sha256(settings.encode()).hexdigest()[:12]
     taught, new = _array(pool.folder / f"taught-{mark}.npy", pool.noisy.shape, np.uint16)
     cells = pool.noisy.shape[1] // FEATURE_STRIDE
@@ -102,7 +111,7 @@ def teach(
         if (first // step) % 16 == 0 or part.stop == len(pool):
             marker.write_text(str(part.stop))
         advance(part.stop - first)
-    return Pool(pool.folder, pool.noisy, pool.target, taught, kept)
+    return replace(pool, taught=taught, features=kept)
 
 
 def _over_scales(teacher: Student, x: Tensor, removed: Tensor, halvings: int) -> Tensor:
@@ -129,6 +138,7 @@ def real_pool(images: Sequence[NDArray[np.uint8]], folder: Path, side: int) -> P
         noisy = np.stack([patch for image in images for patch in _squares(image, side)])
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "noisy.npy", noisy)
+        np.save(folder / "clustered.npy", np.zeros(len(noisy), bool))  # none that are known
         np.save(folder / "target.part.npy", noisy.astype(np.uint16) * np.uint16(STEPS_PER_GREY))
         (folder / "target.part.npy").replace(folder / "target.npy")
     return load(folder)

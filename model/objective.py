@@ -39,6 +39,7 @@ class Objective(nn.Module):
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         super().__init__()
         self.network, self.distillation = network, recipe.distillation
+        self.decides_in_clusters = recipe.decides_in_clusters
         self.terms = tuple(name for name, weight in recipe.loss.items() if weight)
         self.compares_features = (
             bool(recipe.distillation.teacher)
@@ -51,15 +52,9 @@ class Objective(nn.Module):
         """Of the values, in order."""
         return (*self.terms, AFFINITY) if self.compares_features else self.terms
 
-    def forward(
-        self,
-        noisy: Tensor,
-        target: Tensor,
-        taught: Tensor | None = None,
-        real: Tensor | None = None,
-        features: Tensor | None = None,
-    ) -> Tensor:
-        """Value of each term, (terms,); see `model.pool.Batch`."""
+    def forward(self, noisy: Tensor, target: Tensor, clustered: Tensor, *said: Tensor) -> Tensor:
+        """Value of each term, (terms,), of what `inputs` gives."""
+        taught, real, features = (*said, None, None, None)[:3]
         seen = None
         if features is not None and self.compares_features and isinstance(self.network, Student):
             removed, seen = self.network.residual_and_features(noisy)
@@ -73,10 +68,11 @@ class Objective(nn.Module):
                 real, taught, target.lerp(taught, d.output / (d.output + d.supervised))
             )
             target = torch.where(real, taught, target)
-        values = [
-            TERMS[name](output, target if name in AGAINST_THE_REFERENCE else aim, noisy)
-            for name in self.terms
-        ]
+        asked = dict.fromkeys(AGAINST_THE_REFERENCE, target)
+        if not self.decides_in_clusters:
+            even = target.mean((1, 2, 3), keepdim=True)  # nothing faint in it: nothing to decide
+            asked["survival"] = torch.where(clustered, even, target)
+        values = [TERMS[name](output, asked.get(name, aim), noisy) for name in self.terms]
         if seen is not None and features is not None:
             values.append(distill.affinity_loss(seen, features))
         return torch.stack(values)
@@ -84,7 +80,7 @@ class Objective(nn.Module):
 
 def inputs(batch: Batch) -> tuple[Tensor, ...]:
     """What an objective takes of a batch."""
-    names = ("noisy", "target", "taught", "real", "features")
+    names = ("noisy", "target", "clustered", "taught", "real", "features")
     return tuple(batch[name] for name in names if name in batch)
 
 

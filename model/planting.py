@@ -89,7 +89,7 @@ class Planter:
             255 / rng.uniform(*DYNAMIC_RANGES_DB),
             edge_px=rng.uniform(*EDGES_PX),
         )
-        return planted, answers[index] / np.float32(STEPS_PER_GREY) + gained
+        return Pair(planted, answers[index] / np.float32(STEPS_PER_GREY) + gained)
 
 
 def planted_pool(

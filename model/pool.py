@@ -8,6 +8,7 @@ interrupted at any time and goes on where it was.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class Pool:
     noisy : ndarray, (scenes, side, side), uint8
     target : ndarray, (scenes, side, side), uint16
         Grey levels times `STEPS_PER_GREY`.
+    clustered : ndarray, (scenes,), bool
+        Whether scatterers gather in clusters.
     taught : ndarray, (scenes, side, side), uint16, or None
         What a teacher says, in the same unit; see `model.distill`.
     features : ndarray, (scenes, side / 8, side / 8, dimensions), float16, or None
@@ -58,6 +61,7 @@ class Pool:
     folder: Path
     noisy: NDArray[np.uint8]
     target: NDArray[np.uint16]
+    clustered: NDArray[np.bool_]
     taught: NDArray[np.uint16] | None = None
     features: NDArray[np.float16] | None = None
 
@@ -91,15 +95,9 @@ def draw(
         Called with the number of scenes that have come.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, kind in (("noisy", np.uint8), ("target", np.uint16)):
-        path = folder / f"{name}.npy"
-        if not path.exists():
-            temporary = path.with_suffix(".part")
-            with temporary.open("wb") as file:
-                header = {"descr": np.dtype(kind).str, "fortran_order": False}
-                np.lib.format.write_array_header_1_0(file, header | {"shape": (count, side, side)})
-                file.truncate(file.tell() + count * side * side * np.dtype(kind).itemsize)
-            temporary.replace(path)
+    for name, kind in _ARRAYS.items():
+        shape = (count,) if name == "clustered" else (count, side, side)
+        _empty(folder / f"{name}.npy", kind, shape)
     done = _done(folder)
     chunks = [start for start in range(0, count, CHUNK) if start not in done]
     advance(sum(min(CHUNK, count - start) for start in done))
@@ -126,8 +124,7 @@ def is_complete(folder: Path, count: int) -> bool:
 
 def load(folder: Path) -> Pool:
     """Map the arrays of a pool."""
-    noisy, target = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("noisy", "target"))
-    return Pool(folder, noisy, target)
+    return Pool(folder, *_mapped(folder, "r"))
 
 
 _adopted: list[Drawer] = []
@@ -141,16 +138,40 @@ def _adopt(drawer: Drawer) -> None:
 
 def _draw_chunk(folder: Path, drawer: Drawer | None, count: int, seed: int, start: int) -> int:
     drawer = drawer or _adopted[0]
-    noisy, target = (
-        np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("noisy", "target")
-    )
+    arrays = _mapped(folder, "r+")
     for index in range(start, min(start + CHUNK, count)):
-        pair = drawer(np.random.default_rng((seed, index)))
-        noisy[index] = pair[0]
-        target[index] = (np.clip(pair[1], 0, 255) * STEPS_PER_GREY).round()
-    noisy.flush()
-    target.flush()
+        _put(Pool(folder, *arrays), index, drawer(np.random.default_rng((seed, index))))
+    for array in arrays:
+        array.flush()
     return start
+
+
+def _put(pool: Pool, index: int, pair: Pair) -> None:
+    pool.noisy[index], pool.clustered[index] = pair.noisy, pair.clustered
+    pool.target[index] = (np.clip(pair.target, 0, 255) * STEPS_PER_GREY).round()
+
+
+_ARRAYS: dict[str, type[np.generic]] = {
+    "noisy": np.uint8,
+    "target": np.uint16,
+    "clustered": np.bool_,
+}
+
+
+def _empty(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
+    """An array of zeros that takes no room on the disk yet; one that is there stays."""
+    if path.exists():
+        return
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + math.prod(shape) * np.dtype(kind).itemsize)
+    temporary.replace(path)
+
+
+def _mapped(folder: Path, mode: Literal["r", "r+"]) -> tuple[np.memmap[Any, Any], ...]:
+    return tuple(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in _ARRAYS)
 
 
 def _done(folder: Path) -> set[int]:
@@ -166,8 +187,9 @@ def _finished(folder: Path, done: set[int], start: int) -> None:
 
 
 Batch = dict[str, Tensor]
-"""`noisy`, `target` and, where there is a teacher, `taught`, (batch, 1, crop, crop), 0..1; `real`,
-(batch, 1, 1, 1), bool: the target is not known; `features`, (batch, cells, cells, dimensions)."""
+"""`noisy`, `target` and, where there is a teacher, `taught`, (batch, 1, crop, crop), 0..1;
+`clustered`, (batch, 1, 1, 1), bool; `real`, the same: the target is not known; `features`, (batch,
+cells, cells, dimensions)."""
 
 
 @dataclass(frozen=True)
@@ -225,14 +247,17 @@ class PatchStream(IterableDataset[Batch]):
         rng = np.random.default_rng((cutting.seed, 7, worker.id if worker else 0))
         pool, owed = cutting.pool, 0.0
         if self.fresh_per_batch:
-            pool = Pool(pool.folder, np.array(pool.noisy), np.array(pool.target))
+            pool = Pool(
+                pool.folder,
+                np.array(pool.noisy),
+                np.array(pool.target),
+                np.array(pool.clustered),
+            )
         while True:
             owed += self.fresh_per_batch
             while self.fresh and owed >= 1:
                 index = int(rng.integers(len(pool)))
-                noisy, target = self.fresh(rng)
-                pool.noisy[index] = noisy
-                pool.target[index] = (np.clip(target, 0, 255) * STEPS_PER_GREY).round()
+                _put(pool, index, self.fresh(rng))
                 owed -= 1
             patches = []
             for _ in range(cutting.batch):
@@ -256,6 +281,7 @@ class PatchStream(IterableDataset[Batch]):
         patch = {
             "noisy": _scaled(pool.noisy[window][flip], 255),
             "target": _scaled(pool.target[window][flip], 255 * STEPS_PER_GREY),
+            "clustered": np.full((1, 1, 1), pool.clustered[index]),
         }
         if pool.taught is not None:
             patch["taught"] = _scaled(pool.taught[window][flip], 255 * STEPS_PER_GREY)

@@ -22,7 +22,7 @@ from model.data import NoisyImages, Simulation
 from model.recipe import DataSection, RecipeError
 from model.split import Split, split
 
-CONTENT_VERSION = 3
+CONTENT_VERSION = 4
 """Goes up whenever the same settings would draw other scenes."""
 
 Grey = NDArray[np.uint8]
@@ -123,7 +123,7 @@ def noisy_scenes(section: DataSection, given: Material, count: int) -> list[data
     drawn = (
         drawer.draw(np.random.default_rng((data.VALIDATION_SEED, index))) for index in range(count)
     )
-    return [data.Scene(noisy, target, f"real-{i:03d}") for i, (noisy, target) in enumerate(drawn)]
+    return [data.Scene(p.noisy, p.target, f"real-{i:03d}") for i, p in enumerate(drawn)]
 
 
 def fresh_drawer(section: DataSection, given: Material, progress: Progress) -> pool.Drawer:

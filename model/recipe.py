@@ -124,6 +124,9 @@ class DistillationSection(_Section):
     """Share of the patches that are unlabelled real images, with the teacher alone to go by."""
     real_halvings: Annotated[int, Field(ge=0, le=4)] = 0
     """Times that the teacher may halve a real image whose speckle is coarse, to see it as grain."""
+    real_retained: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of what the teacher removes of a real image over 16 pixels and more that stays: not all
+    of what its speckle cannot be told from is speckle."""
     real_planted: Annotated[int, Field(ge=0)] = 0
     """Copies of each real patch, with faint lesions planted; 0 takes the patches as they are."""
 
@@ -194,6 +197,9 @@ class Recipe(_Section):
     guidance: GuidanceSection = GuidanceSection()
     loss: dict[str, Annotated[float, Field(ge=0)]] = {"charbonnier": 1.0}
     """Weight of each term of `model.losses`."""
+    decides_in_clusters: bool = True
+    """Whether `survival` asks for decisions where scatterers gather in clusters, too: there chance
+    draws what looks like lesions."""
 
     @field_validator("loss")
     @classmethod

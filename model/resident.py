@@ -46,6 +46,7 @@ class ResidentPatches:
         pools = cutting.pools
         self._noisy = self._sent([each.noisy for each in pools])
         self._target = self._sent([each.target for each in pools])
+        self._clustered = self._sent([each.clustered for each in pools])
         self._taught = self._features = None
         if all(each.taught is not None for each in pools):
             self._taught = self._sent([each.taught for each in pools])
@@ -71,6 +72,7 @@ class ResidentPatches:
         batch = {
             "noisy": self._noisy[place][:, None].float() / 255,
             "target": _scaled(self._target[place]),
+            "clustered": self._clustered[index][:, None, None, None],
         }
         if self._taught is not None:
             batch["taught"] = _scaled(self._taught[place])

@@ -233,7 +233,7 @@ def _taught(
     teacher.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = section.affinity > 0
 
-    def answers(pupil: Pool, what: str, halvings: int = 0) -> Pool:
+    def answers(pupil: Pool, what: str, halvings: int = 0, retained: float = 0) -> Pool:
         task = progress.add_task(f"teacher on {what}", total=len(pupil))
         return distill.teach(
             pupil,
@@ -241,6 +241,7 @@ def _taught(
             identity,
             folds=section.folds,
             halvings=halvings,
+            retained=retained,
             features=features,
             advance=lambda count: progress.advance(task, count),
         )
@@ -252,7 +253,7 @@ def _taught(
         patches = distill.real_pool(
             given.train, drawn.folder / f"real-{recipe.data.side}", recipe.data.side
         )
-        real = answers(patches, "real images", section.real_halvings)
+        real = answers(patches, "real images", section.real_halvings, section.real_retained)
         if section.real_planted:
             copies = section.real_planted
             task = progress.add_task("planting lesions", total=copies * len(real))

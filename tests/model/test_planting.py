@@ -52,6 +52,7 @@ def test_a_planted_pool_adds_to_the_answer_what_it_adds_to_the_patch(tmp_path, s
     target = np.stack([image.astype(np.uint16) * np.uint16(STEPS_PER_GREY) for image in noisy])
     np.save(tmp_path / "noisy.npy", noisy)
     np.save(tmp_path / "target.npy", target)
+    np.save(tmp_path / "clustered.npy", np.zeros(2, bool))
     real = pool.load(tmp_path)
     with pytest.raises(ValueError, match="no teacher"):
         planted_pool(real, copies=4, seed=1)

@@ -1,13 +1,15 @@
 """Pools of training scenes: drawn once, gone on with after a kill, cut into patches."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from model import cli, pool, prepare
-from model.pool import STEPS_PER_GREY, Cutting, PatchStream, Pool
+from model.data import Pair
+from model.pool import STEPS_PER_GREY, Cutting, PatchStream
 from model.recipe import load
 
 SIDE = 64
@@ -17,7 +19,7 @@ def ramp(rng):
     """A target that tells its own row and column, and the same image brighter as input."""
     offset = int(rng.integers(100))
     target = np.add.outer(np.arange(SIDE), np.arange(SIDE)).astype(np.float32) / 2 + offset
-    return (target + 10).astype(np.uint8), target
+    return Pair((target + 10).astype(np.uint8), target, clustered=offset < 50)
 
 
 def drawn(folder, count=40):
@@ -28,6 +30,8 @@ def test_a_scene_depends_on_its_seed_and_index_alone(tmp_path):
     few, many = drawn(tmp_path / "few", 20), drawn(tmp_path / "many", 40)
     assert np.array_equal(few.noisy, many.noisy[:20])
     assert np.array_equal(few.target, many.target[:20])
+    assert np.array_equal(few.clustered, few.target[:, 0, 0] < 50 * STEPS_PER_GREY)
+    assert 0 < few.clustered.sum() < 20
 
 
 def test_several_processes_draw_what_one_draws(tmp_path):
@@ -53,13 +57,17 @@ def test_patches_keep_input_and_target_together(tmp_path):
     assert batch["noisy"].shape == batch["target"].shape == (8, 1, 32, 32)
     difference = 255 * (batch["noisy"] - batch["target"])
     assert float((difference - 10).abs().max()) < 1
+    darkest = 255 * batch["target"].amin((1, 2, 3))  # of a crop, up to 32 levels above the corner's
+    clustered = batch["clustered"][:, 0, 0, 0]
+    assert clustered[darkest < 50].all()
+    assert not clustered[darkest > 82].any()
 
 
 def test_patches_of_real_images_come_in_their_share_and_say_so(tmp_path):
     given = drawn(tmp_path)
     black = np.full_like(given.noisy, 200)
-    labelled = Pool(given.folder, given.noisy, given.target, given.target)
-    real = Pool(given.folder, black, given.target, given.target)
+    labelled = replace(given, taught=given.target)
+    real = replace(labelled, noisy=black)
     stream = PatchStream(Cutting(labelled, seed=1, batch=200, crop=32, real=real, real_share=0.25))
     batch = next(iter(stream))
     share = batch["real"].float().mean()
@@ -73,7 +81,7 @@ def test_features_are_cut_and_mirrored_with_the_patch(tmp_path):
     cells = SIDE // pool.FEATURE_STRIDE
     middle = np.array(given.target, np.float32).reshape(40, cells, 8, cells, 8).mean((2, 4))
     features = (middle / STEPS_PER_GREY)[..., None].astype(np.float16)
-    taught = Pool(given.folder, given.noisy, given.target, given.target, features)
+    taught = replace(given, taught=given.target, features=features)
     batch = next(iter(PatchStream(Cutting(taught, seed=2, batch=16, crop=32))))
     means = (batch["target"] * 255).reshape(16, 4, 8, 4, 8).mean((2, 4))
     assert float((batch["features"][..., 0] - means).abs().max()) < 0.2
@@ -86,7 +94,7 @@ def test_fresh_scenes_replace_old_ones_in_memory_only(tmp_path):
     stream = iter(
         PatchStream(
             Cutting(given, seed=1, batch=16, crop=32),
-            fresh=lambda _: (white, white.astype(np.float32)),
+            fresh=lambda _: Pair(white, white.astype(np.float32)),
             fresh_per_batch=20,
         )
     )

@@ -1,5 +1,7 @@
 """Patches that are cut in the device's memory are those that the CPU's processes cut."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,8 @@ def told_apart(folder, scenes=SCENES, first=0):
     noisy = np.broadcast_to(line + column, (scenes, SIDE, SIDE)).astype(np.uint8)
     target = (scene * 4096 + line * SIDE + column).astype(np.uint16)
     features = target.reshape(scenes, SIDE // 8, 8, SIDE // 8, 8)[:, :, 0, :, 0, None] / 32
-    return Pool(folder, noisy, target, 65535 - target, features.astype(np.float16))
+    clustered = np.arange(first, first + scenes) % 3 == 0
+    return Pool(folder, noisy, target, clustered, 65535 - target, features.astype(np.float16))
 
 
 def whole(levels):
@@ -35,6 +38,7 @@ def test_all_arrays_are_cut_at_the_same_place(tmp_path, device):
     line, column = target // SIDE % SIDE, target % SIDE
     assert torch.equal((batch["noisy"] * 255).round().int(), line + column)
     assert torch.equal(whole(batch["taught"]), 65535 - target)
+    assert torch.equal(batch["clustered"], target[:, :, :1, :1] // 4096 % 3 == 0)
     assert not batch["real"].any()
     # every cell is that of its pixels, whichever way the patch is mirrored
     corner = torch.stack([target[:, 0, ::8, ::8], target[:, 0, 7::8, 7::8]]).amin(0)
@@ -77,11 +81,11 @@ def test_black_places_are_passed_over(tmp_path, device):
     source = told_apart(tmp_path)
     noisy = np.zeros_like(source.noisy)
     noisy[:, 24:56, 16:48] = 90
-    dark = Pool(tmp_path, noisy, source.target)
+    dark = replace(source, noisy=noisy, taught=None)
     batch = next(iter(ResidentPatches(Cutting(dark, seed=1, batch=256, crop=CROP), device)))
     lit = (batch["noisy"] > 0).float().mean((1, 2, 3))
     assert float((lit > pool.LEAST_LIT).float().mean()) > 0.99  # 16 of 25 places are dark
-    black = Pool(tmp_path, np.zeros_like(noisy), source.target)
+    black = replace(dark, noisy=np.zeros_like(noisy))
     assert not next(iter(ResidentPatches(Cutting(black, seed=1, batch=4, crop=CROP), device)))[
         "noisy"
     ].any()
@@ -89,7 +93,7 @@ def test_black_places_are_passed_over(tmp_path, device):
 
 def test_the_memory_that_scenes_take_is_known(tmp_path):
     whole = told_apart(tmp_path)
-    bare = Pool(tmp_path, whole.noisy, whole.target)
+    bare = replace(whole, taught=None, features=None)
     pixels = SCENES * SIDE * SIDE
     assert size_bytes(bare) == 3 * pixels
     assert size_bytes(whole, bare) == 8 * pixels + 2 * pixels // 64

@@ -81,7 +81,7 @@ def test_blocks_are_given_for_every_level():
 def a_pool(folder, count=6):
     rng = np.random.default_rng(0)
     noisy = rng.integers(0, 256, (count, 64, 64), np.uint8)
-    return Pool(folder, noisy, noisy.astype(np.uint16) * STEPS_PER_GREY)
+    return Pool(folder, noisy, noisy.astype(np.uint16) * STEPS_PER_GREY, np.zeros(count, bool))
 
 
 def test_what_a_teacher_says_is_its_self_ensembled_output(tmp_path, teacher):

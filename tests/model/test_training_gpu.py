@@ -31,8 +31,9 @@ def batch(seed):
     def draw(*shape):
         return torch.rand(shape, device="cuda", generator=generator)
 
-    images = [draw(4, 1, 128, 128) for _ in range(3)]
-    return (*images, draw(4, 1, 1, 1) < 0.5, draw(4, 16, 16, 16))
+    noisy, target, taught = (draw(4, 1, 128, 128) for _ in range(3))
+    clustered, real = (draw(4, 1, 1, 1) < 0.5 for _ in range(2))
+    return noisy, target, clustered, taught, real, draw(4, 16, 16, 16)
 
 
 def values_and_gradients(terms, network, given):
