@@ -126,7 +126,7 @@ class DistillationSection(_Section):
     """Times that the teacher may halve a real image whose speckle is coarse, to see it as grain."""
     real_retained: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of what the teacher removes of a real image over 16 pixels and more that stays: not all
-    of what its speckle cannot be told from is speckle."""
+    of that is speckle."""
     real_planted: Annotated[int, Field(ge=0)] = 0
     """Copies of each real patch, with faint lesions planted; 0 takes the patches as they are."""
 
@@ -198,8 +198,7 @@ class Recipe(_Section):
     loss: dict[str, Annotated[float, Field(ge=0)]] = {"charbonnier": 1.0}
     """Weight of each term of `model.losses`."""
     decides_in_clusters: bool = True
-    """Whether `survival` asks for decisions where scatterers gather in clusters, too: there chance
-    draws what looks like lesions."""
+    """Whether `survival` asks for decisions in clustered tissue, too, where chance draws lesions."""
 
     @field_validator("loss")
     @classmethod
