@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -198,7 +198,7 @@ class Recipe(_Section):
     loss: dict[str, Annotated[float, Field(ge=0)]] = {"charbonnier": 1.0}
     """Weight of each term of `model.losses`."""
     decides_in_clusters: bool = True
-    """Whether `survival` asks for decisions in clustered tissue, too, where chance draws lesions."""
+    """Whether `survival` asks for decisions in clustered tissue too, where chance draws lesions."""
 
     @field_validator("loss")
     @classmethod
@@ -229,19 +229,16 @@ class Recipe(_Section):
 
 
 def load(path: Path) -> Recipe:
-    """Read a recipe.
+    """Read a recipe, and the one that it extends.
 
     Raises
     ------
     RecipeError
     """
+    values = _read(path)
     try:
-        recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        recipe = Recipe.model_validate(values)
         recipe.network.build()
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; name a recipe that can be read") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: {error}; correct the syntax there") from error
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, p['loc']))} = {p['input']!r}: {p['msg']}" for p in error.errors()
@@ -250,3 +247,35 @@ def load(path: Path) -> Recipe:
     except ValueError as error:
         raise RecipeError(f"{path}: network: {error}") from error
     return recipe
+
+
+_EXTENDS = "extends"
+"""Key, at the top of a file alone, that names another recipe, relative to the file's folder."""
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Values of a file, over those of the recipe that it extends."""
+    if path.resolve() in above:
+        raise RecipeError(f"{path}: {_EXTENDS} itself; name another recipe")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        by = f" ({_EXTENDS} of {above[-1]})" if above else ""
+        raise RecipeError(f"{path}{by}: {error.strerror}; name a recipe to be read") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: {error}; correct the syntax there") from error
+    base = values.pop(_EXTENDS, "")
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: {_EXTENDS} = {base!r}: name the file of one recipe")
+    if not base:
+        return values
+    return _over(_read(path.parent / base, (*above, path.resolve())), values)
+
+
+def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Values, and what they leave unsaid; sections are merged key by key."""
+    merged = below | values
+    for name, value in values.items():
+        if isinstance(value, dict) and isinstance(below.get(name), dict):
+            merged[name] = _over(below[name], value)
+    return merged

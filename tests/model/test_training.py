@@ -55,6 +55,9 @@ def test_the_recipes_of_a_release_grow_from_the_shipped_student(name):
             "fresh_per_batch",
         ),
         ("name = ", "syntax"),
+        ('extends = "wrong.toml"\nname = "x"', "extends itself"),
+        ('extends = "nothing.toml"\nname = "x"', r"nothing\.toml \(extends of .*wrong\.toml\)"),
+        ('extends = ["a.toml", "b.toml"]\nname = "x"', "one recipe"),
     ],
 )
 def test_a_wrong_recipe_names_the_key(tmp_path, text, named):
@@ -62,6 +65,20 @@ def test_a_wrong_recipe_names_the_key(tmp_path, text, named):
     path.write_text(text)
     with pytest.raises(RecipeError, match=named):
         recipe.load(path)
+
+
+def test_a_recipe_says_only_what_differs_from_the_one_it_extends(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (tmp_path / "least.toml").write_text(
+        'name = "least"\nseed = 7\n[data]\nscenes = 9\n[loss]\nsurvival = 5.0\ngradient = 0.5'
+    )
+    (tmp_path / "base.toml").write_text('extends = "least.toml"\n[data]\nside = 128')
+    own = folder / "own.toml"
+    own.write_text('extends = "../base.toml"\nname = "own"\n[loss]\nsurvival = 0.0')
+    found = recipe.load(own)
+    assert (found.name, found.seed, found.data.scenes, found.data.side) == ("own", 7, 9, 128)
+    assert found.loss == {"survival": 0.0, "gradient": 0.5}
 
 
 def test_a_missing_recipe_is_named(tmp_path):
