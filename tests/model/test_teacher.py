@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model import distill, scales
+from model.coarse import wide_part
 from model.growing import grow
 from model.pool import STEPS_PER_GREY, Pool
 from model.scales import residual_over_scales
@@ -103,6 +104,20 @@ def test_a_teacher_sees_coarse_speckle_at_half_the_size(tmp_path, teacher, monke
     said = taught[3] / STEPS_PER_GREY / 255
     assert np.abs(said - expected.clamp(0, 1)[0, 0].numpy()).max() < 1e-4
     assert not np.array_equal(taught, once)
+
+
+def test_a_share_of_what_is_wide_stays_in_what_a_teacher_says(tmp_path, teacher):
+    given = a_pool(tmp_path)
+    bare = np.array(distill.teach(given, teacher, "one", folds=1).taught)
+    taught = distill.teach(given, teacher, "one", folds=1, retained=0.5).taught
+    assert teacher.architecture.retain_wide == 0
+    x = torch.from_numpy(given.noisy[2])[None, None].float() / 255
+    with torch.inference_mode():
+        removed = teacher.residual(x)
+        expected = x - removed + wide_part(removed, 0.5)
+    said = taught[2] / STEPS_PER_GREY / 255
+    assert np.abs(said - expected.clamp(0, 1)[0, 0].numpy()).max() < 1e-3
+    assert np.abs(taught.astype(float) - bare).mean() > STEPS_PER_GREY / 10
 
 
 def test_a_self_ensemble_does_not_care_which_way_the_image_is_mirrored(teacher):

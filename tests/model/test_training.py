@@ -163,7 +163,7 @@ real_share = 0.5
 every = 3
 """
 PLANTED = PUPIL.replace("pupil", "planted").replace(
-    "affinity = 0.1", "output = 0.0\nreal_planted = 2"
+    "affinity = 0.1", "output = 0.0\nreal_retained = 0.4\nreal_planted = 2"
 )
 TUTOR = """
 name = "tutor"
