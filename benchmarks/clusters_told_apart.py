@@ -11,18 +11,15 @@ it puts in order (area under the ROC curve). Scenes are those of the training, w
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
-from model import pool
-from model.data import Simulation
-from model.prepare import progress_bars
+from model import pool, prepare
+from model.evaluation.tables import Table
+from model.recipe import DataSection
 
-SIDE = 256
 PATCHES_PX = (64, 128, 256)
 NAMES = ("spread", "skewness", "kurtosis", "coarse share", "all four")
 DARKEST, BRIGHTEST, LEAST_SHARE = 60, 180, 0.4
@@ -33,25 +30,19 @@ COARSE_PX = 4.0
 
 def main() -> None:
     arguments = _arguments()
-    simulation = Simulation(faint_share=0.45, clustered_share=0.5, side=SIDE)
-    with tempfile.TemporaryDirectory() as folder, progress_bars() as progress:
-        task = progress.add_task("drawing scenes", total=arguments.scenes)
-        scenes = pool.draw(
-            Path(folder),
-            simulation.draw,
-            count=arguments.scenes,
-            side=SIDE,
-            seed=arguments.seed,
-            advance=lambda count: progress.advance(task, count),
-        )
-        tables = {side: _measured(scenes, side) for side in PATCHES_PX}
-    print("| patch px | scenes | " + " | ".join(NAMES) + " |")
-    print("|---:" * (2 + len(NAMES)) + "|")
-    for side, (found, clustered) in tables.items():
+    section = DataSection(
+        faint_share=0.45, clustered_share=0.5, scenes=arguments.scenes, seed=arguments.seed
+    )
+    scenes = prepare.drawn(section)
+    rows = []
+    for side in PATCHES_PX:
+        found, clustered = _measured(scenes, side)
         shares = [ordered(column, clustered) for column in found.T]
         shares = [max(share, 1 - share) for share in shares]  # whichever way it points
         shares.append(discriminated(found, clustered))
-        print(f"| {side} | {len(found)} | " + " | ".join(f"{each:.2f}" for each in shares) + " |")
+        figures = {name: f"{each:.2f}" for name, each in zip(NAMES, shares, strict=True)}
+        rows.append({"patch px": str(side), "scenes": str(len(found)), **figures})
+    print(Table("Pairs in order", ("patch px", "scenes", *NAMES), rows).markdown())
 
 
 def _measured(scenes: pool.Pool, side: int) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:

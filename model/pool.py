@@ -8,7 +8,6 @@ interrupted at any time and goes on where it was.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -95,9 +94,8 @@ def draw(
         Called with the number of scenes that have come.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, kind in _ARRAYS.items():
-        shape = (count,) if name == "clustered" else (count, side, side)
-        _empty(folder / f"{name}.npy", kind, shape)
+    for name, (kind, axes) in _ARRAYS.items():
+        _make(folder / f"{name}.npy", kind, (count, side, side)[:axes])
     done = _done(folder)
     chunks = [start for start in range(0, count, CHUNK) if start not in done]
     advance(sum(min(CHUNK, count - start) for start in done))
@@ -139,8 +137,9 @@ def _adopt(drawer: Drawer) -> None:
 def _draw_chunk(folder: Path, drawer: Drawer | None, count: int, seed: int, start: int) -> int:
     drawer = drawer or _adopted[0]
     arrays = _mapped(folder, "r+")
+    drawn = Pool(folder, *arrays)
     for index in range(start, min(start + CHUNK, count)):
-        _put(Pool(folder, *arrays), index, drawer(np.random.default_rng((seed, index))))
+        _put(drawn, index, drawer(np.random.default_rng((seed, index))))
     for array in arrays:
         array.flush()
     return start
@@ -151,22 +150,20 @@ def _put(pool: Pool, index: int, pair: Pair) -> None:
     pool.target[index] = (np.clip(pair.target, 0, 255) * STEPS_PER_GREY).round()
 
 
-_ARRAYS: dict[str, type[np.generic]] = {
-    "noisy": np.uint8,
-    "target": np.uint16,
-    "clustered": np.bool_,
+_ARRAYS: dict[str, tuple[type[np.generic], int]] = {
+    "noisy": (np.uint8, 3),
+    "target": (np.uint16, 3),
+    "clustered": (np.bool_, 1),
 }
+"""What a pool keeps on disk: kind, and how many of scenes, rows and columns are its axes."""
 
 
-def _empty(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
+def _make(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
     """An array of zeros that takes no room on the disk yet; one that is there stays."""
     if path.exists():
         return
     temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + math.prod(shape) * np.dtype(kind).itemsize)
+    np.lib.format.open_memmap(temporary, mode="w+", dtype=kind, shape=shape)
     temporary.replace(path)
 
 
