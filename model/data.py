@@ -135,6 +135,8 @@ class Simulation:
         Part of the scenes with burned-in text, callipers and lines, which are to be kept.
     clustered_share : float
         Part of the scenes whose scatterers gather in clusters.
+    widened_share : float
+        Part of the scenes with the beams and displays of real images.
     side : int
         Side of a scene, pixels.
     """
@@ -144,11 +146,14 @@ class Simulation:
     faint_share: float = 0.3
     overlay_share: float = 0.3
     clustered_share: float = 0.0
+    widened_share: float = 0.0
     side: int = 256
 
     def draw(self, rng: np.random.Generator) -> Pair:
         """One training pair, (side, side)."""
         setting = speckle.Acquisition.draw(rng)
+        if self.widened_share > 0 and rng.random() < self.widened_share:
+            setting = setting.widened(rng)
         before = int(np.ceil((self.side + 2) / setting.resize))
         kind = rng.random()
         if kind < self.faint_share:
@@ -190,7 +195,9 @@ def _overlay(
     return np.asarray(speckled.round(), dtype=np.uint8), expected
 
 
-def validation_set(count: int, seed: int = VALIDATION_SEED, side: int = 256) -> list[Scene]:
+def validation_set(
+    count: int, seed: int = VALIDATION_SEED, side: int = 256, *, widened: bool = False
+) -> list[Scene]:
     """Simulated scenes never trained on: procedural maps and graded lesions in turn.
 
     Parameters
@@ -199,11 +206,15 @@ def validation_set(count: int, seed: int = VALIDATION_SEED, side: int = 256) -> 
         Number of scenes; the first are the same whatever the count.
     seed : int
         At least `VALIDATION_SEED`.
+    widened : bool
+        The same tissue with the beams and displays of real images.
     """
     scenes = []
     for index in range(count):
         rng = np.random.default_rng((seed, index))
         setting = replace(speckle.Acquisition.draw(rng), resize=1.0)
+        if widened:
+            setting = setting.widened(np.random.default_rng((seed, index, 1)))
         if index % 2:
             phantom = phantoms.graded_lesions(
                 rng, (side, side), (-12, -6, -3, 3, 6, 12), (20, 14, 10, 7, 5, 4, 3, 2)

@@ -148,6 +148,7 @@ def _drawer(section: DataSection, given: Material, progress: Progress) -> pool.D
         section.faint_share,
         section.overlay_share,
         section.clustered_share,
+        section.widened_share,
         section.side,
     ).draw
 

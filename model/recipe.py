@@ -91,6 +91,8 @@ class DataSection(_Section):
     """Share of scenes with burned-in text, callipers and lines, to be kept."""
     clustered_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of scenes whose scatterers gather in clusters: uneven tissue that is to be even."""
+    widened_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of scenes with the beams and displays of real images: coarser, brighter grains."""
     side: Annotated[int, Field(ge=64, multiple_of=8)] = 256
     """Side of a scene, pixels."""
     scenes: Annotated[int, Field(ge=1)] = 4000

@@ -15,7 +15,7 @@ speckle), Loupas et al. 1989 (log compression), Jakeman and Pusey 1976 (clusters
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -81,6 +81,9 @@ class Acquisition:
     """Where ordinary tissue falls in the display range, 0 to 1."""
     persistence: float = 0.0
     """Weight of the frame before, whose speckle has moved on in part."""
+    grey_bend: float = 0.0
+    """Natural logarithm of how much steeper the display is at white than at black: 0 is linear in
+    dB, and as many nepers as the dynamic range has is linear in amplitude."""
     grey_gamma: float = 1.0
     grey_s_curve: float = 0.0
     smooth_sigma: float = 0.0
@@ -125,6 +128,21 @@ class Acquisition:
             sharpen_sigma=float(rng.uniform(0.8, 2.0)),
             jpeg_quality=int(rng.choice([0, 0, 0, int(rng.integers(55, 97))])),
             resize=float(rng.choice([1.0, 1.0, rng.uniform(0.6, 1.0), rng.uniform(1.0, 2.2)])),
+        )
+
+    def widened(self, rng: np.random.Generator) -> Acquisition:
+        """The same scanner with beam and display drawn from what real images show.
+
+        There grains grow with brightness, as on displays between decibels and amplitude, are longer
+        across the beam, and their histogram leans to the bright side (`benchmarks/real_grain.py`).
+        """
+        near = float(np.exp(rng.uniform(np.log(1.2), np.log(4.5))))
+        return replace(
+            self,
+            axial_sigma=float(np.exp(rng.uniform(np.log(0.7), np.log(2.6)))),
+            lateral_sigma=(near, near * float(rng.uniform(0.6, 1.9))),
+            grey_bend=float(rng.uniform(0.5, 4.5)),
+            tissue_level=float(rng.uniform(0.35, 0.8)),
         )
 
 
@@ -272,6 +290,8 @@ def _combine(power: Tensor, mode: str) -> Tensor:
 def grey_map(level_db: Tensor, setting: Acquisition) -> Tensor:
     """Log level to display grey, 0..255, clipped; 0 dB is ordinary tissue."""
     u = (level_db / setting.dynamic_range_db + setting.tissue_level).clamp(0, 1)
+    if setting.grey_bend:
+        u = torch.expm1(setting.grey_bend * u) / float(np.expm1(setting.grey_bend))
     u = u**setting.grey_gamma
     if setting.grey_s_curve:
         u = u + setting.grey_s_curve * u * (1 - u) * (2 * u - 1)

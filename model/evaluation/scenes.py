@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from model.data import Scene, validation_set
 
-SPECKLE, ARRAY = "speckle", "array"
+SPECKLE, WIDENED, ARRAY = "speckle", "widened", "array"
 
 
 def _speckle(count: int, seed: int) -> Sequence[Scene]:
     return validation_set(count, seed)
+
+
+def _widened(count: int, seed: int) -> Sequence[Scene]:
+    return validation_set(count, seed, widened=True)
 
 
 def _array(count: int, seed: int) -> Sequence[Scene]:
@@ -21,6 +25,8 @@ def _array(count: int, seed: int) -> Sequence[Scene]:
 
 SIMULATORS: Mapping[str, Callable[[int, int], Sequence[Scene]]] = {
     SPECKLE: _speckle,
+    WIDENED: _widened,
     ARRAY: _array,
 }
-"""Count and seed to scenes. Networks are trained on `speckle` alone; `array` shares no code."""
+"""Count and seed to scenes. `widened` has the tissue of `speckle` under the beams and displays of
+real images; networks are trained on these two alone. `array` shares no code with them."""

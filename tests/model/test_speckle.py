@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from model import phantoms, speckle
+from model import data, phantoms, speckle
 from model.phantoms import Clusters, Phantom
 from model.speckle import Acquisition
 
@@ -101,6 +101,7 @@ def test_mean_of_many_realisations_converges_to_the_target(seed):
         {"aperture_sine": 0.4, "defocus": (1.0, -0.5)},
         {"looks": 3, "look_correlation": 0.7, "look_mode": "amplitude"},
         {"persistence": 0.4},
+        {"grey_bend": 3.5, "tissue_level": 0.7},
         {"sector_angle": 1.2, "smooth_sigma": 0.8, "sharpen": 0.6},
     ],
     ids=lambda special: next(iter(special)),
@@ -129,6 +130,36 @@ def test_clusters_make_even_tissue_uneven_beyond_the_grain():
     assert coarse[1] > 1.5 * coarse[0]
     target = speckle.form(lumpy, PLAIN, rng)[0].target
     assert target[32:-32, 32:-32].std() < 0.2
+
+
+@pytest.mark.parametrize(("bend", "least", "most"), [(0.0, -0.3, 0.3), (3.5, 0.6, 1.0)])
+def test_grains_grow_with_brightness_where_the_display_is_bent(bend, least, most):
+    setting = replace(PLAIN, grey_bend=bend, tissue_level=0.6)
+    spreads, means = [], []
+    for level_db in (-6.0, 6.0):
+        formed = speckle.form(tissue(128, level_db), setting, np.random.default_rng(3))[0]
+        image = formed.noisy[32:-32, 32:-32]
+        spreads.append(image.std())
+        means.append(image.mean())
+    growth = np.log(spreads[1] / spreads[0]) / np.log(means[1] / means[0])
+    assert least < growth < most
+
+
+def test_a_widened_scanner_differs_in_beam_and_display_alone():
+    drawn = Acquisition.draw(np.random.default_rng(5))
+    widened = drawn.widened(np.random.default_rng(6))
+    assert widened.grey_bend > 0.4
+    changed = {name for name, value in vars(widened).items() if value != vars(drawn)[name]}
+    assert changed == {"axial_sigma", "lateral_sigma", "grey_bend", "tissue_level"}
+
+
+def test_widened_scenes_are_the_same_tissue_under_other_scanners():
+    plain, widened = (data.validation_set(2, side=96, widened=each) for each in (False, True))
+    for one, other in zip(plain, widened, strict=True):
+        assert [lesion.contrast_db for lesion in one.lesions] == [
+            lesion.contrast_db for lesion in other.lesions
+        ]
+        assert np.abs(one.target - other.target).mean() > 1.0
 
 
 def _assert_convergence(phantom, setting, rng):
