@@ -1,15 +1,17 @@
 """Faint lesions planted in real images: what tissue there is, is real; what was added, is known.
 
 A lesion scatters more or less than the tissue around it. Speckle multiplies what is scattered, so
-that on a display in decibels the lesion adds the same number of grey levels to every grain. Adding
-them to a real image makes the image that the scanner would have shown with the lesion in place, but
-for the blur of its edge.
+that every grain of the lesion rises by as many decibels. On a display in decibels these are as many
+grey levels everywhere; displays of real images are bent, so that they are more where it is bright.
+Raising the grains of a real image makes the image that the scanner would have shown with the lesion
+in place, but for the blur of its edge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,24 @@ from model.pool import STEPS_PER_GREY, Pool
 
 DYNAMIC_RANGES_DB = (45.0, 75.0)
 """Of the displays that a training assumes; what a real image was made with is not known."""
+GROWTHS = (0.0, 0.95)
+"""How displays are bent, see `plant`: real images lie between 0.3 and 1.1, with 0.75 in the middle
+(`benchmarks/real_grain.py`)."""
+REFERENCE_GREY = 100.0
 EDGES_PX = (0.5, 2.0)
 """Standard deviations of the blur of a lesion's edge."""
-_CLIPPED_OVER_PX = 6.0
+_LOCAL_PX = 6.0
+_CONTENT_VERSION = 2
+"""Goes up whenever the same patches would be planted differently."""
 
 
 def plant(
-    image: NDArray[np.uint8], added_db: Map, grey_per_db: float, *, edge_px: float = 1.0
+    image: NDArray[np.uint8],
+    added_db: Map,
+    grey_per_db: float,
+    *,
+    growth: float = 0.0,
+    edge_px: float = 1.0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Add echogenicity to a real image.
 
@@ -40,7 +53,10 @@ def plant(
     added_db : ndarray, (rows, columns), float32
         Echogenicity to add, dB.
     grey_per_db : float
-        Grey levels a decibel of the display.
+        Grey levels a decibel of the display, at `REFERENCE_GREY`.
+    growth : float
+        Power of the grey level that they go with, 0..0.95: 0 on a display in decibels, towards 1 on
+        one in amplitude.
     edge_px : float
         Standard deviation of the blur of edges, pixels.
 
@@ -51,13 +67,29 @@ def plant(
         Grey levels that the tissue gained in the mean: less than what was to be added where grains
         are clipped to black or white.
     """
-    wanted = grey_per_db * ndimage.gaussian_filter(added_db.astype(np.float32), edge_px)
+    blurred = ndimage.gaussian_filter(added_db.astype(np.float32), edge_px)
+    raised = partial(_raised, steps=grey_per_db * blurred, growth=growth)
+    grains = image.astype(np.float32)
+    wanted = raised(grains) - grains
     shown = np.clip(image + wanted, 0, 255).round() * (image > 0)
     planted = np.asarray(shown, dtype=np.uint8)
     gained = np.abs(shown - image)
-    over = [ndimage.gaussian_filter(a, _CLIPPED_OVER_PX) for a in (gained, np.abs(wanted))]
+    over = [ndimage.gaussian_filter(a, _LOCAL_PX) for a in (gained, np.abs(wanted))]
     share = np.clip(over[0] / np.maximum(over[1], 1e-3), 0, 1)
-    return planted, np.asarray(wanted * share, dtype=np.float32)
+    tissue = ndimage.gaussian_filter(grains, _LOCAL_PX)
+    return planted, np.asarray((raised(tissue) - tissue) * share, dtype=np.float32)
+
+
+def _raised(
+    grey: NDArray[np.float32], steps: NDArray[np.float32], growth: float
+) -> NDArray[np.float32]:
+    """Grey levels after as many steps, each `(grey / REFERENCE_GREY) ** growth` levels high.
+
+    The steps change with the level that they lead to, hence the integral.
+    """
+    power = 1 - growth
+    level = grey**power + power * steps * REFERENCE_GREY**-growth
+    return np.asarray(np.maximum(level, 0) ** (1 / power), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,7 @@ class Planter:
             patches[index],
             added,
             255 / rng.uniform(*DYNAMIC_RANGES_DB),
+            growth=rng.uniform(*GROWTHS),
             edge_px=rng.uniform(*EDGES_PX),
         )
         return Pair(planted, answers[index] / np.float32(STEPS_PER_GREY) + gained)
@@ -120,7 +153,7 @@ def planted_pool(
     if answers is None:
         raise ValueError("no teacher has looked at these patches, or its answers are not on disk")
     drawn = pool.draw(
-        taught.folder / f"planted-{Path(answers).stem}-{copies}-{seed}",
+        taught.folder / f"planted-{_CONTENT_VERSION}-{Path(answers).stem}-{copies}-{seed}",
         Planter(taught.folder / "noisy.npy", Path(answers)).draw,
         count=copies * len(taught),
         side=taught.noisy.shape[1],

@@ -1,6 +1,7 @@
 """Faint lesions in real tissue: planted in real images, looked for in the output.
 
-A lesion is planted as the scanner would have shown it (`model.planting`), on a display of 60 dB.
+A lesion is planted as the scanner would have shown it (`model.planting`), on a display of 60 dB
+that is bent as those of real images are.
 The image is despeckled with lesions and without, and the difference of the two outputs is held
 against that of the two inputs, so that what was there before does not count.
 """
@@ -27,6 +28,8 @@ from model.planting import plant
 SEED = VALIDATION_SEED + 70
 DIAMETERS_PX = (10, 14, 20, 30)
 CONTRAST_DB, SIDE_PX, PLANTINGS = 3.0, 256, 4
+GROWTH = 0.75
+"""Of the display, see `model.planting.plant`."""
 _DARKEST, _BRIGHTEST, _MOST_BLACK, _WHOLE_SHARE = 30, 200, 0.02, 0.9
 """Mean grey level, share of black pixels and least share of its area of a lesion that counts."""
 
@@ -76,7 +79,8 @@ def table(
     counts = Counter(lesion.diameter_px for scene in scenes for lesion in scene.lesions)
     numbers = ", ".join(str(counts[diameter]) for diameter in DIAMETERS_PX)
     note = (
-        f"Lesions of {CONTRAST_DB:g} dB, brighter and darker ones alike: the share that keeps "
+        f"Lesions of {CONTRAST_DB:g} dB, brighter and darker ones alike, on displays whose steps "
+        f"grow with the power of {GROWTH:g} of the grey level: the share that keeps "
         f"{KEPT_SHARE:g} of the contrast that was planted, and how much of it is left of all "
         f"together; {numbers} of them by diameter. gCNR, of whole grey levels, is lowered by what "
         "else there is in the tissue, for every method alike."
@@ -114,7 +118,7 @@ def _columns() -> list[str]:
 def _scene(image: Grey8, seed: tuple[int, ...]) -> Scene:
     phantom = packed_lesions(np.random.default_rng(seed), SIDE_PX, CONTRAST_DB)
     rows, columns = image.shape
-    planted, _ = plant(image, phantom.diffuse_db[:rows, :columns], GREY_PER_DB)
+    planted, _ = plant(image, phantom.diffuse_db[:rows, :columns], GREY_PER_DB, growth=GROWTH)
     gained = planted.astype(np.float32) - image
     lesions = tuple(each for each in _cut(phantom.lesions, image) if _in_tissue(image, each))
     return Scene(planted, gained, "planted", lesions=lesions)

@@ -35,6 +35,26 @@ def test_every_grain_of_a_lesion_gains_the_same(speckle, disc, contrast_db):
     assert not gained[np.hypot(*np.mgrid[-48:48, -56:40]) > 21].any()
 
 
+@pytest.mark.parametrize("contrast_db", [3.0, -3.0])
+def test_on_a_bent_display_bright_grains_gain_more(disc, contrast_db):
+    image = np.full((96, 96), 50, np.uint8)
+    image[:, 56:] = 150
+    flat, bent = (plant(image, contrast_db * disc, 4.25, growth=g)[0] for g in (0.0, 0.75))
+    inside = np.hypot(*np.mgrid[-48:48, -56:40]) < 11
+    gained = bent.astype(float) - image
+    dark, bright = (abs(gained[inside & (image == grey)].mean()) for grey in (50, 150))
+    assert bright / dark == pytest.approx(3**0.75, rel=0.15)
+    assert dark < abs(flat.astype(float) - image)[inside].mean() < bright
+
+
+def test_grains_of_a_lesion_on_a_bent_display_keep_the_mean_that_is_expected(speckle, disc):
+    planted, expected = plant(speckle, 6 * disc, 4.25, growth=0.75)
+    inside = np.hypot(*np.mgrid[-48:48, -56:40]) < 11
+    gained = planted.astype(float) - speckle
+    assert expected[inside].mean() == pytest.approx(gained[inside].mean(), rel=0.04)
+    assert planted[inside].std() > 1.1 * speckle[inside].std()
+
+
 def test_black_stays_black_and_clipped_grains_lower_what_is_expected(speckle, disc):
     everywhere = np.full(speckle.shape, 4.0, np.float32)
     planted, _ = plant(speckle, everywhere, 4.25)
