@@ -130,8 +130,9 @@ def evaluate(
     simulator: Annotated[
         list[str],
         typer.Option(
-            help="Of the physics protocol: speckle (which networks are trained on) or array (an "
-            "independent one); may be repeated, the last document is then of all together."
+            help="Of the physics protocol: speckle (which networks are trained on), widened (with "
+            "the beams and displays of real images) or array (an independent one); may be "
+            "repeated, the last document is then of all together."
         ),
     ] = ["speckle"],  # noqa: B006 typer copies it
     strength: Annotated[float, typer.Option(min=0, max=1, help="Of the networks.")] = 1.0,
@@ -147,6 +148,13 @@ def evaluate(
         ),
     ] = None,
     images_per_source: Annotated[int, typer.Option(min=1, help="Real images a source.")] = 2,
+    remember: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what classical methods and runs made, for the next table; "
+            "bundles are always run anew, and so is everything whose time is taken."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0 leaves it to torch.")] = 0,
 ) -> None:
     """Compare networks with every classical method, each tuned first."""
@@ -174,6 +182,7 @@ def evaluate(
         tuning_scenes=tuning_scenes,
         images=images or default_images(),
         images_per_source=images_per_source,
+        remember=remember,
     )
     for name in protocol:
         try:

@@ -17,6 +17,7 @@ from rich.progress import Progress, TaskID
 
 from model.baselines import Baseline
 from model.data import VALIDATION_SEED
+from model.distill import MIRRORINGS
 from model.evaluation import cost as cost_protocol
 from model.evaluation import images as real_images
 from model.evaluation import paper as paper_protocol
@@ -34,6 +35,7 @@ from model.evaluation.contenders import (
     students,
     trained_runs,
 )
+from model.evaluation.remembered import remembered
 from model.evaluation.safety_grounds import Grounds
 from model.evaluation.scenes import SIMULATORS, SPECKLE
 from model.multiplicative import LEVELS
@@ -82,14 +84,19 @@ class Settings:
     """Real images from each source, of subjects that nothing was trained on."""
     pictures: int = 4
     """Comparison pictures of simulated scenes."""
+    remember: Path | None = None
+    """Folder that keeps outputs of classical methods and runs; none keeps nothing."""
 
     def described(self) -> dict[str, object]:
         """What the head of a document says."""
-        return {
+        said: dict[str, object] = {
             "bundles": ", ".join(self.bundles) or "none",
             "runs": ", ".join(self.runs) or "none",
             "strength": self.strength,
         }
+        if self.remember:
+            said["remembered"] = "outputs of unchanged methods may be of an earlier run"
+        return said
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,18 @@ class Run:
             tuned=lambda _: self.progress.advance(task),
         )
         self.progress.update(task, description=name.replace("tuning", "tuned", 1))
-        return [noisy(), *tuned, *self.networks]
+        return [noisy(), *self._remembered([*tuned, *self.networks])]
+
+    def _remembered(self, contenders: Sequence[Contender]) -> Sequence[Contender]:
+        """Classical methods and runs from what is kept, where something is."""
+        folder = self.settings.remember
+        if not folder:
+            return contenders
+        averaged = {f"{label} x{len(MIRRORINGS)}" for label in self.settings.self_ensembles}
+        return [
+            each if each.shipped or each.name in averaged else remembered(each, folder)
+            for each in contenders
+        ]
 
     def described(self, tuning: Tuning | None = None) -> dict[str, object]:
         """What the head of a document says; baselines as `contenders` unless another is given."""
@@ -319,6 +337,8 @@ def evaluate(protocol: str, settings: Settings, progress: Progress) -> Outcome:
         networks = _networks(protocol, settings)
     except ValueError as error:
         raise EvaluationError(str(error)) from error
+    if protocol == "cost":  # what is remembered takes no time
+        settings = replace(settings, remember=None)
     _check_names([NOISY, *(b.name for b in baselines), *(c.name for c in networks)])
     return PROTOCOLS[protocol](Run(settings, baselines, networks, progress))
 

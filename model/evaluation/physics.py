@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from model.baselines import Grey
 from model.data import Scene
 from model.evaluation import figures
 from model.evaluation.contenders import NOISY, Contender
+from model.evaluation.remembered import timed
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
 from model.metrics.fidelity import MS_SSIM_MINIMUM_PX
 from model.phantoms import Lesion
@@ -122,11 +122,9 @@ def judge(
         judged.figures[REFERENCE].append(measure(scene.target, scene))
         outputs: dict[str, Grey] = {}
         for contender in contenders:
-            start = time.perf_counter()
-            outputs[contender.name] = contender.method(scene.noisy)
-            elapsed = time.perf_counter() - start
+            outputs[contender.name], elapsed = timed(contender.method, scene.noisy)
             found = measure(outputs[contender.name], scene)
-            found["milliseconds"] = math.nan if contender.name == NOISY else 1000 * elapsed
+            found["milliseconds"] = math.nan if contender.name == NOISY else elapsed
             judged.figures[contender.name].append(found)
             _add_survival(judged.survival[contender.name], outputs[contender.name], scene)
             advance()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from model.baselines import Grey
 from model.evaluation import figures, planted
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.images import middle, source_of
+from model.evaluation.remembered import timed
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
 from model.images import read_grey
 
@@ -77,9 +77,7 @@ def evaluate(
         patches = metrics.homogeneous_patches(image)
         outputs: dict[str, Grey] = {}
         for contender in contenders:
-            start = time.perf_counter()
-            outputs[contender.name] = contender.method(image)
-            elapsed = 1000 * (time.perf_counter() - start)
+            outputs[contender.name], elapsed = timed(contender.method, image)
             measured = measure(image, outputs[contender.name], patches)
             measured["milliseconds"] = math.nan if contender.name == NOISY else elapsed
             found.append((contender.name, source, measured))

@@ -387,7 +387,7 @@ def test_several_simulators_are_judged_apart_and_together(tmp_path, few_scenes, 
 
 def test_unknown_simulator_is_refused_with_the_list_of_those_that_exist(tmp_path):
     settings = Settings(tmp_path, simulators=["magic"])
-    with pytest.raises(EvaluationError, match=r"'magic'.*speckle, array"):
+    with pytest.raises(EvaluationError, match=r"'magic'.*speckle, widened, array"):
         evaluation.evaluate("physics", settings, Progress(disable=True))
 
 
