@@ -38,6 +38,7 @@ FEWEST_PLACES, LEAST_VARIATION = 40, 0.15
 """Places, and their means' spread over their mean, without which a slope says nothing."""
 LAG_PX = 4
 QUARTILES = (25, 50, 75)
+HEADINGS = ("growth", "skewness", "across px", "along px")
 Grey = NDArray[np.uint8]
 
 
@@ -64,7 +65,7 @@ def main() -> None:
         chosen = images.choose(files, arguments.images, arguments.scenes)
         shown = (images.middle(read_grey(path), 2 * SIDE_PX) for path in chosen)
         rows.append(_row(source, (grain(image) for image in shown)))
-    print(Table("Grains", ("of", "images", *Grain._fields), rows).markdown())
+    print(Table("Grains", ("of", "images", *HEADINGS), rows).markdown())
 
 
 def grain(image: Grey) -> Grain:
@@ -129,9 +130,9 @@ def _drawn(arguments: argparse.Namespace, change: Change) -> Iterator[Grey]:
 def _row(name: str, found: Iterable[Grain]) -> dict[str, str]:
     columns = np.array(list(found))
     figures = {}
-    for field, column in zip(Grain._fields, columns.T, strict=True):
+    for heading, column in zip(HEADINGS, columns.T, strict=True):
         low, middle, high = np.nanpercentile(column, QUARTILES)
-        figures[field] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        figures[heading] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
     return {"of": name, "images": str(len(columns)), **figures}
 
 
