@@ -72,12 +72,12 @@ def timed(method: Method, image: NDArray[np.uint8]) -> tuple[Grey, float]:
 
 def remembered(contender: Contender, folder: Path) -> Contender:
     """The same classical method or training run; it looks into `folder` before it does the work."""
-    kept_in = folder / _plain(contender)
+    kept_in = folder / _folder_name(contender)
     method = _Remembered(contender.method, _identity(contender), kept_in)
     return replace(contender, method=method)
 
 
-def _plain(contender: Contender) -> str:
+def _folder_name(contender: Contender) -> str:
     return "".join(c if c.isalnum() else "-" for c in contender.name)
 
 
