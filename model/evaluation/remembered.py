@@ -11,7 +11,6 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import nn
 
 from model.baselines import Grey, Method
 from model.evaluation.contenders import Contender
-from model.evaluation.tables import PACKAGES
+from model.evaluation.tables import PACKAGES, version_of
 
 _SOURCES = (
     "baselines",
@@ -87,7 +86,7 @@ def _identity(contender: Contender) -> bytes:
     for name in _SOURCES:
         digest.update(Path(__file__).parents[1].joinpath(f"{name}.py").read_bytes())
     for package in PACKAGES:
-        digest.update(f"{package} {_version(package)}\n".encode())
+        digest.update(f"{package} {version_of(package)}\n".encode())
     if contender.network is not None:
         digest.update(_weights(contender.network))
     return digest.digest()
@@ -99,10 +98,3 @@ def _weights(network: nn.Module) -> bytes:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "missing"

@@ -118,7 +118,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Va
 def header(title: str, settings: Mapping[str, object]) -> str:
     """Where, when and with what the figures were made: the top of every document."""
     versions = ", ".join(
-        f"{package} {version}" for package in PACKAGES if (version := _version(package))
+        f"{package} {version}" for package in PACKAGES if (version := version_of(package))
     )
     lines = [
         f"## {title}",
@@ -167,7 +167,8 @@ def _choose(column: Column, values: list[float]) -> float:
             return min(values, key=lambda value: abs(value - 1))
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package; None where it is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
