@@ -2,7 +2,8 @@
 
 A pool is a folder of plain arrays that processes map into memory: what is drawn for the teacher
 serves the student, and what the teacher says of a scene is computed once. Drawing can be
-interrupted at any time and goes on where it was.
+interrupted at any time and goes on where it was; of two runs that ask for the same at once, the
+second waits for the first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -94,6 +96,38 @@ def draw(
         Called with the number of scenes that have come.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        _fill(folder, drawer, (count, side, seed), workers, advance)
+    return load(folder)
+
+
+def alone(folder: Path) -> FileLock:
+    """A context in which no other process writes to a pool's folder; it waits for its turn.
+
+    The system gives the lock back when a process is killed.
+    """
+    return FileLock(folder / "lock")
+
+
+def is_complete(folder: Path, count: int) -> bool:
+    """Whether all scenes of a pool are drawn."""
+    return len(_done(folder)) == -(-count // CHUNK)
+
+
+def load(folder: Path) -> Pool:
+    """Map the arrays of a pool."""
+    return Pool(folder, *_mapped(folder, "r"))
+
+
+def _fill(
+    folder: Path,
+    drawer: Drawer,
+    wanted: tuple[int, int, int],
+    workers: int,
+    advance: Callable[[int], object],
+) -> None:
+    """Draw what is missing; `wanted` is how many scenes, their side and their seed."""
+    count, side, seed = wanted
     for name, (kind, axes) in _ARRAYS.items():
         _make(folder / f"{name}.npy", kind, (count, side, side)[:axes])
     done = _done(folder)
@@ -112,17 +146,6 @@ def draw(
             for start in executor.map(job, chunks):
                 _finished(folder, done, start)
                 advance(min(CHUNK, count - start))
-    return load(folder)
-
-
-def is_complete(folder: Path, count: int) -> bool:
-    """Whether all scenes of a pool are drawn."""
-    return len(_done(folder)) == -(-count // CHUNK)
-
-
-def load(folder: Path) -> Pool:
-    """Map the arrays of a pool."""
-    return Pool(folder, *_mapped(folder, "r"))
 
 
 _adopted: list[Drawer] = []

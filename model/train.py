@@ -75,7 +75,8 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     with prepare.progress_bars() as progress:
         given = prepare.material(recipe.data)
         drawn = prepare.scenes(recipe.data, given, progress)
-        taught, real, teacher = _taught(recipe, given, drawn, progress)
+        with pool.alone(drawn.folder):
+            taught, real, teacher = _taught(recipe, given, drawn, progress)
         fresh = None
         if recipe.data.fresh_per_batch:
             fresh = prepare.fresh_drawer(recipe.data, given, progress)

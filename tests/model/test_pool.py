@@ -1,7 +1,10 @@
 """Pools of training scenes: drawn once, gone on with after a kill, cut into patches."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier, get_ident
 
 import numpy as np
 import pytest
@@ -50,6 +53,26 @@ def test_drawing_goes_on_where_it_was_stopped(tmp_path):
     assert np.array_equal(again.noisy[16:32], whole[16:32])
     assert pool.is_complete(tmp_path, 40)
     assert not pool.is_complete(tmp_path, 80)
+
+
+def test_of_two_that_ask_at_once_one_draws_and_one_waits(tmp_path):
+    drawn_by, both = [], Barrier(2)
+
+    def slow(rng):
+        drawn_by.append(get_ident())
+        time.sleep(0.001)
+        return ramp(rng)
+
+    def ask(_):
+        both.wait()
+        return pool.draw(tmp_path, slow, count=40, side=SIDE, seed=3, workers=1)
+
+    with ThreadPoolExecutor(2) as runs:
+        one, two = runs.map(ask, range(2))
+    assert len(drawn_by) == 40
+    assert len(set(drawn_by)) == 1
+    assert np.array_equal(one.noisy, two.noisy)
+    assert pool.is_complete(tmp_path, 40)
 
 
 def test_patches_keep_input_and_target_together(tmp_path):
