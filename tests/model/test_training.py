@@ -251,20 +251,23 @@ def test_a_shipped_bundle_passes_its_self_test_and_has_a_card(folder):
     assert len((folder / bundle.MODEL_CARD).read_text().splitlines()) > 10
 
 
-def test_the_bundle_for_lesions_trades_speckle_for_faint_lesions():
+def test_the_bundle_for_lesions_trades_speckle_and_strokes_for_faint_lesions():
     grounds = Grounds.make(
-        data.VALIDATION_SEED + 18, Size(faint=5, plain=0, even=2, clustered=0, blocks=0, cines=0)
+        data.VALIDATION_SEED + 18, Size(faint=5, plain=0, even=2, clustered=2, blocks=0, cines=0)
     )
     faint = grounds.lesions[3.0]
-    kept, appears = {}, {}
+    kept, appears, strokes = {}, {}, {}
     for name in ("quality", "lesions"):
         network = bundle.load(name).student
         outputs = [despeckled(network, scene.noisy) for scene in faint]
         kept[name] = lesions_kept(outputs, faint, 10)[1]
         even = [despeckled(network, scene.noisy) for scene in grounds.even]
         appears[name] = appeared(even, grounds.even)["10 px, dB"]
+        clustered = [despeckled(network, scene.noisy) for scene in grounds.clustered]
+        strokes[name] = appeared(clustered, grounds.clustered)["10 px, dB"]
     assert kept["lesions"] > 1.1 * kept["quality"]
     assert appears["lesions"] > 1.2 * appears["quality"]
+    assert strokes["lesions"] > 1.5 * strokes["quality"]
 
 
 def test_damaged_weights_are_refused(copy_of_the_shipped_bundle):
