@@ -22,10 +22,10 @@ from model.coarse import wide_part
 Residual = Callable[[Tensor], Tensor]
 """(batch, 1, rows, columns), 0..1, to what is to be removed, same shape."""
 
-FINE_PX, COARSE_PX = 4.0, 5.5
+FINE_PX, COARSE_PX = 4.5, 6.0
 """Widths of speckle where nothing, and where all, of what half the size shows is taken away first.
-Between them in proportion. Chosen so that an enlarged image keeps as many faint lesions as its
-original, and gains as many decibels."""
+Between them in proportion. At half the size a lesion is half as wide and soon lost: what the
+network can take out at the whole size it had better take out there."""
 LEAST_PIXELS = 4000
 """Fewer lit pixels say nothing of the size of speckle."""
 _WIDEST_PX = 40
