@@ -21,17 +21,9 @@ from model.baselines import Grey, Method
 from model.evaluation.contenders import Contender
 from model.evaluation.tables import PACKAGES, version_of
 
-_SOURCES = (
-    "baselines",
-    "checkpoints",
-    "coarse",
-    "dncnn",
-    "folding",
-    "scales",
-    "student",
-    "teacher",
-)
-"""Modules that decide what a classical method or a training run makes of an image."""
+_OF_CLASSICAL_METHODS = ("baselines",)
+_OF_TRAINING_RUNS = ("checkpoints", "coarse", "dncnn", "folding", "scales", "student", "teacher")
+"""Modules that decide what they make of an image."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,8 @@ def _folder_name(contender: Contender) -> str:
 def _identity(contender: Contender) -> bytes:
     """Digest of all that an output depends on, but for the image."""
     digest = hashlib.sha256(f"{contender.name}\n{contender.settings}\n".encode())
-    for name in _SOURCES:
+    classical = contender.network is None
+    for name in _OF_CLASSICAL_METHODS if classical else _OF_TRAINING_RUNS:
         digest.update(Path(__file__).parents[1].joinpath(f"{name}.py").read_bytes())
     for package in PACKAGES:
         digest.update(f"{package} {version_of(package)}\n".encode())

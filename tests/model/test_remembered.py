@@ -60,12 +60,23 @@ def test_other_parameters_and_other_weights_are_computed(tmp_path, counted):
     assert counted.calls == 3
 
 
-def test_other_code_is_computed(tmp_path, counted, monkeypatch):
-    contender = Contender("smooth", counted)
-    remembered(contender, tmp_path).method(IMAGE)
-    monkeypatch.setattr("model.evaluation.remembered._SOURCES", ("baselines",))
-    remembered(contender, tmp_path).method(IMAGE)
-    assert counted.calls == 2
+@pytest.mark.parametrize(
+    ("changed", "computed"), [("_OF_CLASSICAL_METHODS", "smooth"), ("_OF_TRAINING_RUNS", "run")]
+)
+def test_what_other_code_decides_is_computed_and_nothing_else(
+    tmp_path, monkeypatch, changed, computed
+):
+    asked = {"smooth": Counted(), "run": Counted()}
+    each = [
+        Contender("smooth", asked["smooth"]),
+        Contender("run", asked["run"], network=nn.Linear(2, 2)),
+    ]
+    for contender in each:
+        remembered(contender, tmp_path).method(IMAGE)
+    monkeypatch.setattr(f"model.evaluation.remembered.{changed}", ("planting",))
+    for contender in each:
+        remembered(contender, tmp_path).method(IMAGE)
+    assert {name for name, method in asked.items() if method.calls == 2} == {computed}
 
 
 def test_bundles_and_means_of_passes_are_never_remembered(tmp_path, counted):
