@@ -97,7 +97,24 @@ def draw(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
-        _fill(folder, drawer, (count, side, seed), workers, advance)
+        for name, (kind, axes) in _ARRAYS.items():
+            _make(folder / f"{name}.npy", kind, (count, side, side)[:axes])
+        done = _done(folder)
+        chunks = [start for start in range(0, count, CHUNK) if start not in done]
+        advance(sum(min(CHUNK, count - start) for start in done))
+        if workers == 1 or len(chunks) <= 1:
+            for start in chunks:
+                _finished(folder, done, _draw_chunk(folder, drawer, count, seed, start))
+                advance(min(CHUNK, count - start))
+        else:
+            executor = ProcessPoolExecutor(
+                workers or os.cpu_count(), get_context("spawn"), _adopt, (drawer,)
+            )
+            with executor:
+                job = partial(_draw_chunk, folder, None, count, seed)
+                for start in executor.map(job, chunks):
+                    _finished(folder, done, start)
+                    advance(min(CHUNK, count - start))
     return load(folder)
 
 
@@ -117,35 +134,6 @@ def is_complete(folder: Path, count: int) -> bool:
 def load(folder: Path) -> Pool:
     """Map the arrays of a pool."""
     return Pool(folder, *_mapped(folder, "r"))
-
-
-def _fill(
-    folder: Path,
-    drawer: Drawer,
-    wanted: tuple[int, int, int],
-    workers: int,
-    advance: Callable[[int], object],
-) -> None:
-    """Draw what is missing; `wanted` is how many scenes, their side and their seed."""
-    count, side, seed = wanted
-    for name, (kind, axes) in _ARRAYS.items():
-        _make(folder / f"{name}.npy", kind, (count, side, side)[:axes])
-    done = _done(folder)
-    chunks = [start for start in range(0, count, CHUNK) if start not in done]
-    advance(sum(min(CHUNK, count - start) for start in done))
-    if workers == 1 or len(chunks) <= 1:
-        for start in chunks:
-            _finished(folder, done, _draw_chunk(folder, drawer, count, seed, start))
-            advance(min(CHUNK, count - start))
-    else:
-        executor = ProcessPoolExecutor(
-            workers or os.cpu_count(), get_context("spawn"), _adopt, (drawer,)
-        )
-        with executor:
-            job = partial(_draw_chunk, folder, None, count, seed)
-            for start in executor.map(job, chunks):
-                _finished(folder, done, start)
-                advance(min(CHUNK, count - start))
 
 
 _adopted: list[Drawer] = []
