@@ -27,6 +27,8 @@ from model.student import Student
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """Axes to flip. Turns by 90 degrees are left out: speckle is longer across the beam than along it,
 and a teacher has seen it that way only."""
+_LEAST_ERROR = (0.1 * STEPS_PER_GREY) ** 2
+"""Squared, that of an answer without error: a tenth of a grey level."""
 FEATURE_DIMENSIONS = 16
 """Of the projected features; a random projection keeps angles (Johnson, Lindenstrauss 1984)."""
 
@@ -77,9 +79,8 @@ def teach(
     Pool
         With `taught`, and `features` where they were asked for.
     """
-    if retained:
-        teacher = copy(teacher)  # of the same weights
-        teacher.architecture = replace(teacher.architecture, retain_wide=retained)
+    teacher = copy(teacher)  # of the same weights; what a bundle leaves in of speckle is no answer
+    teacher.architecture = replace(teacher.architecture, retain=0.0, retain_wide=retained)
     settings = f"{identity} {folds}" + (f" {halvings}" if halvings else "")
     settings += f" retained {retained}" if retained else ""
     mark = hashlib.sha256(settings.encode()).hexdigest()[:12]
@@ -120,6 +121,41 @@ def _over_scales(teacher: Student, x: Tensor, removed: Tensor, halvings: int) ->
     return torch.cat(
         [residual_measured(teacher.residual, x[p], removed[p], halvings) for p in parts]
     )
+
+
+def agreed(taught: Sequence[Pool]) -> Pool:
+    """What a panel of networks says together of each scene of a pool.
+
+    Networks err apart, so that their mean errs less than any. In each scene an answer counts by the
+    inverse square of its mean squared error: who was never shown clustered scatterers has little to
+    say of them.
+
+    Parameters
+    ----------
+    taught : sequence of Pool
+        The same scenes, their reference known, with each network's answers as `teach` leaves them
+        on disk.
+
+    Returns
+    -------
+    Pool
+        With `taught`.
+    """
+    scenes, answers = taught[0], [pool.taught for pool in taught]
+    names = [Path(str(getattr(answer, "filename", ""))).stem for answer in answers]
+    mark = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
+    path = scenes.folder / f"agreed-{mark}.npy"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        shape = scenes.noisy.shape
+        said = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint16, shape=shape)
+        for index, reference in enumerate(scenes.target):
+            each = np.stack([answer[index] for answer in answers if answer is not None])
+            error = ((each - reference.astype(np.float32)) ** 2).mean((1, 2))
+            said[index] = np.average(each, 0, (error + _LEAST_ERROR) ** -2.0).round()
+        said.flush()
+        part.replace(path)
+    return replace(scenes, taught=np.load(path, mmap_mode="r"))
 
 
 def real_pool(images: Sequence[NDArray[np.uint8]], folder: Path, side: int) -> Pool:

@@ -17,9 +17,8 @@ from model.pool import Batch
 from model.recipe import Recipe
 from model.student import Student
 
-AGAINST_THE_REFERENCE = frozenset({"contrast", "log_mse", "survival"})
-"""Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion,
-and decibels are judged against nothing else."""
+AGAINST_THE_REFERENCE = frozenset({"contrast", "survival"})
+"""Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion."""
 AFFINITY = "affinity"
 """The term that compares features with the teacher's."""
 

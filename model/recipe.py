@@ -118,6 +118,8 @@ class DistillationSection(_Section):
     """Weight of the terms against the simulated reference."""
     output: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the terms against the teacher's output; 0 asks it about real images alone."""
+    panel: list[str] = []
+    """Runs or bundles that answer together for simulated scenes, in the teacher's place."""
     affinity: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the likeness of feature affinities."""
     folds: Annotated[int, Field(ge=1, le=4)] = 4
@@ -221,6 +223,13 @@ class Recipe(_Section):
             raise ValueError(
                 "distillation.real_planted: a teacher's features know nothing of what was planted "
                 "after it looked; set distillation.affinity to 0"
+            )
+        d = self.distillation
+        if d.panel and not (d.teacher and d.output and not d.affinity):
+            raise ValueError(
+                "distillation.panel: answers for simulated scenes alone, and has no features; name "
+                "a distillation.teacher for the rest, give distillation.output a weight and set "
+                "distillation.affinity to 0"
             )
         if self.optimiser.crop > self.data.side or self.optimiser.crop % FEATURE_STRIDE:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -224,22 +224,16 @@ def _taught(
     section = recipe.distillation
     if not section.teacher:
         return drawn, None, None
-    try:
-        teacher, identity = runs.start_weights(section.teacher)
-    except (BundleError, runs.RunError) as error:
-        raise RecipeError(f"distillation.teacher = {section.teacher!r}: {error}") from error
-    if not isinstance(teacher, Student):
-        raise RecipeError(f"distillation.teacher = {section.teacher!r}: is no teacher")
-    device = "cuda" if _on_gpu(recipe) else "cpu"
-    teacher.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = section.affinity > 0
 
-    def answers(pupil: Pool, what: str, halvings: int = 0, retained: float = 0) -> Pool:
-        task = progress.add_task(f"teacher on {what}", total=len(pupil))
+    def answers(
+        pupil: Pool, asked: Asked, what: str, halvings: int = 0, retained: float = 0
+    ) -> Pool:
+        task = progress.add_task(f"{asked.name} on {what}", total=len(pupil))
         return distill.teach(
             pupil,
-            teacher,
-            identity,
+            asked.network,
+            asked.identity,
             folds=section.folds,
             halvings=halvings,
             retained=retained,
@@ -247,6 +241,7 @@ def _taught(
             advance=lambda count: progress.advance(task, count),
         )
 
+    teacher = _asked(recipe, "teacher", section.teacher)
     real = None
     if section.real_share:
         if not given.train:
@@ -254,7 +249,9 @@ def _taught(
         patches = distill.real_pool(
             given.train, drawn.folder / f"real-{recipe.data.side}", recipe.data.side
         )
-        real = answers(patches, "real images", section.real_halvings, section.real_retained)
+        real = answers(
+            patches, teacher, "real images", section.real_halvings, section.real_retained
+        )
         if section.real_planted:
             copies = section.real_planted
             task = progress.add_task("planting lesions", total=copies * len(real))
@@ -265,9 +262,36 @@ def _taught(
                 workers=recipe.data.workers,
                 advance=lambda count: progress.advance(task, count),
             )
-    if section.output or features:
-        return answers(drawn, "scenes"), real, teacher.cpu()
-    return replace(drawn, taught=drawn.target), real, teacher.cpu()
+    taught = replace(drawn, taught=drawn.target)
+    if section.panel:
+        panel = [_asked(recipe, "panel", name) for name in section.panel]
+        taught = distill.agreed([answers(drawn, member, "scenes") for member in panel])
+    elif section.output or features:
+        taught = answers(drawn, teacher, "scenes")
+    return taught, real, teacher.network.cpu()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A network that is asked for its answers: which it is, and the hash of its weights."""
+
+    name: str
+    network: Student
+    identity: str
+
+
+def _asked(recipe: Recipe, key: str, name: str) -> Asked:
+    """The run or bundle of that name, on the device that trains."""
+    where = f"distillation.{key} = {name!r}"
+    try:
+        network, identity = runs.start_weights(name)
+    except (BundleError, runs.RunError) as error:
+        raise RecipeError(f"{where}: {error}") from error
+    if not isinstance(network, Student):
+        raise RecipeError(f"{where}: is no teacher")
+    network.to("cuda" if _on_gpu(recipe) else "cpu")
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Asked(name, network, identity)
 
 
 def _targets(
