@@ -142,6 +142,46 @@ def test_a_teacher_answers_once_and_another_one_for_itself(tmp_path, teacher):
     assert not np.array_equal(other.taught, first)
 
 
+def test_what_a_bundle_leaves_in_of_speckle_is_no_answer(tmp_path, teacher):
+    given = a_pool(tmp_path)
+    bare = np.array(distill.teach(given, teacher, "one", folds=1).taught)
+    teacher.architecture = replace(teacher.architecture, retain=0.2, retain_wide=0.4)
+    again = distill.teach(given, teacher, "two", folds=1).taught
+    assert np.array_equal(again, bare)
+    assert teacher.architecture.retain == 0.2
+
+
+def answered(pool, name, error):
+    """A pool with answers that are off by so many grey levels."""
+    said = np.lib.format.open_memmap(
+        pool.folder / f"taught-{name}.npy", "w+", np.uint16, pool.noisy.shape
+    )
+    said[:] = np.clip(pool.target + error * STEPS_PER_GREY, 0, 65535).astype(np.uint16)
+    return replace(pool, taught=said)
+
+
+def test_a_panel_counts_by_how_near_each_comes_in_a_scene(tmp_path):
+    given = a_pool(tmp_path)
+    given = replace(given, target=np.full_like(given.target, 100 * STEPS_PER_GREY))
+    scene = np.arange(len(given))[:, None, None]
+    one = answered(given, "one", np.where(scene < 3, 2.0, 8.0))
+    other = answered(given, "other", np.where(scene < 3, -4.0, -8.0))
+    said = distill.agreed([one, other]).taught / STEPS_PER_GREY
+    near = (2 * 2.0**-4 - 4 * 4.0**-4) / (2.0**-4 + 4.0**-4)  # inverse squares of squared errors
+    assert said[:3] == pytest.approx(100 + near, abs=0.01)
+    assert said[3:] == pytest.approx(100, abs=0.01)
+
+
+def test_a_panel_agrees_once_and_another_one_for_itself(tmp_path):
+    given = a_pool(tmp_path)
+    one, other, third = (answered(given, str(error), error) for error in (2.0, -2.0, 9.0))
+    first = np.array(distill.agreed([one, other]).taught)
+    one.taught[:] = 0
+    assert np.array_equal(distill.agreed([one, other]).taught, first)
+    assert not np.array_equal(distill.agreed([one, third]).taught, first)
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_affinities_do_not_depend_on_the_channels():
     places = torch.randn(2, 4, 4, 6)
     turn = torch.linalg.qr(torch.randn(6, 6)).Q

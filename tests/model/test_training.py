@@ -54,6 +54,8 @@ def test_the_recipes_of_a_release_grow_from_the_shipped_student(name):
             'name = "x"\n[data]\nfresh_per_batch = 1.0\n[distillation]\nteacher = "t"',
             "fresh_per_batch",
         ),
+        ('name = "x"\n[distillation]\npanel = ["quality"]', "distillation.teacher"),
+        ('name = "x"\n[distillation]\nteacher = "t"\noutput = 0\npanel = ["quality"]', "a weight"),
         ("name = ", "syntax"),
         ('extends = "wrong.toml"\nname = "x"', "extends itself"),
         ('extends = "nothing.toml"\nname = "x"', r"nothing\.toml \(extends of .*wrong\.toml\)"),
@@ -165,6 +167,9 @@ every = 3
 PLANTED = PUPIL.replace("pupil", "planted").replace(
     "affinity = 0.1", "output = 0.0\nreal_retained = 0.4\nreal_planted = 2"
 )
+PANEL = PUPIL.replace("pupil", "panel").replace(
+    "affinity = 0.1", 'output = 3.0\npanel = ["quality", "runs/tutor"]'
+)
 TUTOR = """
 name = "tutor"
 threads = 1
@@ -213,6 +218,12 @@ def test_a_teacher_is_grown_and_a_guided_student_distilled_from_it(tmp_path, mon
     assert len(np.load(planted)) == 2 * len(patches)
     # the scenes are not asked about, the real images anew, for what is kept of what is wide
     assert len(list((tmp_path / "runs" / "cache").rglob("taught-*.npy"))) == answered + 1
+
+    (tmp_path / "panel.toml").write_text(PANEL)
+    train(tmp_path / "panel.toml", tmp_path / "runs")
+    (agreed,) = (tmp_path / "runs" / "cache").rglob("agreed-*.npy")
+    noisy = np.load(agreed.with_name("noisy.npy"))
+    assert np.load(agreed).shape == noisy.shape == (16, 64, 64)
     assert pupil.description["targets"].keys() == {
         "psnr",
         "ms_ssim",

@@ -28,7 +28,11 @@ def test_a_yardstick_is_of_its_kind_and_says_how_it_was_trained(name, kind):
 
 @pytest.mark.parametrize(
     ("student", "yardstick", "kind"),
-    [("clinical", "teacher", Teacher), ("clustered", "hedging", Student)],
+    [
+        ("clinical", "teacher", Teacher),
+        ("clustered", "hedging", Student),
+        ("panel", "hedging", Student),
+    ],
 )
 def test_a_students_recipe_finds_its_teacher(monkeypatch, student, yardstick, kind):
     monkeypatch.chdir(ROOT)
