@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +13,10 @@ import torch
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from model import cost, data, distill, guidance, planting, pool, prepare, report, runs
+from model import cost, data, distill, guidance, pool, prepare, report, runs, teaching
 from model import recipe as recipes
 from model.allocator import keep_activations
 from model.bundle import BundleError
@@ -76,7 +74,8 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
         given = prepare.material(recipe.data)
         drawn = prepare.scenes(recipe.data, given, progress)
         with pool.alone(drawn.folder):
-            taught, real, teacher = _taught(recipe, given, drawn, progress)
+            device = "cuda" if _on_gpu(recipe) else "cpu"
+            taught, real, teacher = teaching.taught(recipe, given, drawn, progress, device)
         fresh = None
         if recipe.data.fresh_per_batch:
             fresh = prepare.fresh_drawer(recipe.data, given, progress)
@@ -215,83 +214,6 @@ def _start_from(network: nn.Module, recipe: Recipe) -> None:
             network.load_state_dict(source.state_dict())
     except (BundleError, runs.RunError, RuntimeError, ValueError) as error:
         raise RecipeError(f"{where}: {error}") from error
-
-
-def _taught(
-    recipe: Recipe, given: Material, drawn: Pool, progress: Progress
-) -> tuple[Pool, Pool | None, nn.Module | None]:
-    """Have the recipe's teacher look at the scenes, and at real images where they are wanted."""
-    section = recipe.distillation
-    if not section.teacher:
-        return drawn, None, None
-    features = section.affinity > 0
-
-    def answers(
-        pupil: Pool, asked: Asked, what: str, halvings: int = 0, retained: float = 0
-    ) -> Pool:
-        task = progress.add_task(f"{asked.name} on {what}", total=len(pupil))
-        return distill.teach(
-            pupil,
-            asked.network,
-            asked.identity,
-            folds=section.folds,
-            halvings=halvings,
-            retained=retained,
-            features=features,
-            advance=lambda count: progress.advance(task, count),
-        )
-
-    teacher = _asked(recipe, "teacher", section.teacher)
-    real = None
-    if section.real_share:
-        if not given.train:
-            raise RecipeError("distillation.real_share: name a folder of images in data.images")
-        patches = distill.real_pool(
-            given.train, drawn.folder / f"real-{recipe.data.side}", recipe.data.side
-        )
-        real = answers(
-            patches, teacher, "real images", section.real_halvings, section.real_retained
-        )
-        if section.real_planted:
-            copies = section.real_planted
-            task = progress.add_task("planting lesions", total=copies * len(real))
-            real = planting.planted_pool(
-                real,
-                copies=copies,
-                seed=recipe.data.seed,
-                workers=recipe.data.workers,
-                advance=lambda count: progress.advance(task, count),
-            )
-    taught = replace(drawn, taught=drawn.target)
-    if section.panel:
-        panel = [_asked(recipe, "panel", name) for name in section.panel]
-        taught = distill.agreed([answers(drawn, member, "scenes") for member in panel])
-    elif section.output or features:
-        taught = answers(drawn, teacher, "scenes")
-    return taught, real, teacher.network.cpu()
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A network that is asked for its answers: which it is, and the hash of its weights."""
-
-    name: str
-    network: Student
-    identity: str
-
-
-def _asked(recipe: Recipe, key: str, name: str) -> Asked:
-    """The run or bundle of that name, on the device that trains."""
-    where = f"distillation.{key} = {name!r}"
-    try:
-        network, identity = runs.start_weights(name)
-    except (BundleError, runs.RunError) as error:
-        raise RecipeError(f"{where}: {error}") from error
-    if not isinstance(network, Student):
-        raise RecipeError(f"{where}: is no teacher")
-    network.to("cuda" if _on_gpu(recipe) else "cpu")
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Asked(name, network, identity)
 
 
 def _targets(
