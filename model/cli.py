@@ -199,6 +199,24 @@ def evaluate(
 
 
 @app.command()
+def targets(
+    folder: Annotated[Path, typer.Argument(help="Of an evaluation's documents.")],
+    method: Annotated[
+        list[str] | None, typer.Option(help="Column of the summary; may be repeated.")
+    ] = None,
+) -> None:
+    """Sum up an evaluation: what was to be reached, and who reaches it."""
+    from model.evaluation.targets import COMPARED, TablesError, summary
+
+    try:
+        text = summary(folder, method or COMPARED)
+    except TablesError as error:
+        raise _unusable(str(error)) from error
+    (folder / "targets.md").write_text(text, "utf-8")
+    console.print(f"written: {folder / 'targets.md'}", soft_wrap=True)
+
+
+@app.command()
 def export(
     checkpoint: Annotated[
         Path, typer.Argument(help="Training run, or a bundle to change the shares of.")
