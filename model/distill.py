@@ -141,16 +141,16 @@ def agreed(taught: Sequence[Pool]) -> Pool:
     Pool
         With `taught`.
     """
-    scenes, answers = taught[0], [pool.taught for pool in taught]
-    names = [Path(str(getattr(answer, "filename", ""))).stem for answer in answers]
-    mark = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
+    scenes, answers = taught[0], [pool.answers for pool in taught]
+    names = " ".join(Path(str(answer.filename)).stem for answer in answers)
+    mark = hashlib.sha256(names.encode()).hexdigest()[:12]
     path = scenes.folder / f"agreed-{mark}.npy"
     if not path.exists():
         part = path.with_suffix(".part")
         shape = scenes.noisy.shape
         said = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint16, shape=shape)
         for index, reference in enumerate(scenes.target):
-            each = np.stack([answer[index] for answer in answers if answer is not None])
+            each = np.stack([answer[index] for answer in answers])
             error = ((each - reference.astype(np.float32)) ** 2).mean((1, 2))
             said[index] = np.average(each, 0, (error + _LEAST_ERROR) ** -2.0).round()
         said.flush()

@@ -149,12 +149,10 @@ def planted_pool(
     Pool
         Target and answer are the same.
     """
-    answers = getattr(taught.taught, "filename", None)
-    if answers is None:
-        raise ValueError("no teacher has looked at these patches, or its answers are not on disk")
+    answers = Path(str(taught.answers.filename))
     drawn = pool.draw(
-        taught.folder / f"planted-{_CONTENT_VERSION}-{Path(answers).stem}-{copies}-{seed}",
-        Planter(taught.folder / "noisy.npy", Path(answers)).draw,
+        taught.folder / f"planted-{_CONTENT_VERSION}-{answers.stem}-{copies}-{seed}",
+        Planter(taught.folder / "noisy.npy", answers).draw,
         count=copies * len(taught),
         side=taught.noisy.shape[1],
         seed=seed,

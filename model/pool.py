@@ -69,6 +69,19 @@ class Pool:
     def __len__(self) -> int:
         return len(self.noisy)
 
+    @property
+    def answers(self) -> np.memmap[Any, Any]:
+        """`taught`, which lies on disk under a name of its own.
+
+        Raises
+        ------
+        ValueError
+            No teacher has looked at the pool.
+        """
+        if isinstance(self.taught, np.memmap):
+            return self.taught
+        raise ValueError("no teacher has looked at these patches, or its answers are not on disk")
+
 
 def draw(
     folder: Path,

@@ -28,6 +28,8 @@ NOTE = (
     "worst size."
 )
 
+Figure = tuple[str, str, str]
+"""Document, heading and column."""
 Row = dict[str, str]
 Rows = dict[str, Row]
 """Rows of a table by their first column."""
@@ -106,31 +108,30 @@ class Target:
     what : str
     asked : str
         For the reader.
-    limit : callable
-        Tables to the figure that is asked for.
+    limit : float or tuple of str
+        What is asked for; or whose best classical figure is: document, heading, column.
     reached : callable
         Tables and a method to its figure.
     higher : bool
         Whether more is better.
     digits : int
         Shown.
-    against : callable, optional
-        Tables to whom the limit comes from.
     """
 
     what: str
     asked: str
-    limit: Callable[[Tables], float]
+    limit: float | Figure
     reached: Callable[[Tables, str], float]
     higher: bool = True
     digits: int = 2
-    against: Callable[[Tables], str] | None = None
 
     def row(self, tables: Tables, methods: Sequence[str]) -> Row:
         """A row of the summary; what misses the target is set in italics."""
-        limit = round(self.limit(tables), 3)
-        of = f" ({self.against(tables)} {limit:.{self.digits}f})" if self.against else ""
-        row = {"target": self.what, "asked": self.asked + of}
+        limit, asked = self.limit, self.asked
+        if isinstance(limit, tuple):
+            limit, best = tables.best_classical(*limit)
+            asked += f" ({best} {limit:.{self.digits}f})"
+        row = {"target": self.what, "asked": asked}
         for method in methods:
             value = round(self.reached(tables, method), 3)
             met = value >= limit if self.higher else value <= limit
@@ -159,15 +160,12 @@ def _column(document: str, heading: str, column: str) -> Callable[[Tables, str],
     return lambda tables, method: tables.figure(document, heading, column, method)
 
 
-def _against_best(document: str, heading: str, column: str, what: str, digits: int = 2) -> Target:
-    return Target(
-        what,
-        f"the {CLASSICAL}'s",
-        lambda tables: tables.best_classical(document, heading, column)[0],
-        _column(document, heading, column),
-        digits=digits,
-        against=lambda tables: tables.best_classical(document, heading, column)[1],
-    )
+def _best_classical(what: str, of: Figure, digits: int = 2) -> Target:
+    return Target(what, f"the {CLASSICAL}'s", of, _column(*of), digits=digits)
+
+
+def _at_most(limit: float, what: str, reached: Callable[[Tables, str], float]) -> Target:
+    return Target(what, f"{limit:g} at most", limit, reached, higher=False)
 
 
 def _largest(
@@ -188,83 +186,56 @@ EVEN, CLUSTERED = "Structures in even speckle", "Structures where scatterers gat
 DISCS = ("10 px", "16 px", "24 px")
 
 TARGETS = (
-    Target("gain, dB", f"3 over the {CLASSICAL}", lambda _: 3.0, _gain("physics")),
-    Target("gain, array, dB", f"3 over the {CLASSICAL}", lambda _: 3.0, _gain("physics-array")),
-    Target("below the teacher, dB", "0.5 at most", lambda _: 0.5, _gap("physics"), higher=False),
-    Target(
-        "below the teacher, array, dB",
-        "0.5 at most",
-        lambda _: 0.5,
-        _gap("physics-array"),
-        higher=False,
-    ),
+    Target("gain, dB", f"3 over the {CLASSICAL}", 3.0, _gain("physics")),
+    Target("gain, array, dB", f"3 over the {CLASSICAL}", 3.0, _gain("physics-array")),
+    _at_most(0.5, "below the teacher, dB", _gap("physics")),
+    _at_most(0.5, "below the teacher, array, dB", _gap("physics-array")),
     *(
-        _against_best(document, "Tissue, lesions and edges", "gCNR, 8 bits", what, 3)
+        _best_classical(what, (document, "Tissue, lesions and edges", "gCNR, 8 bits"), 3)
         for document, what in (("physics", "gCNR"), ("physics-array", "gCNR, array"))
     ),
     *(
-        _against_best(
-            "safety",
-            "Lesions of 3 dB that survive",
-            size,
-            f"3 dB, {size}, survive",
-        )
+        _best_classical(f"3 dB, {size}, survive", ("safety", "Lesions of 3 dB that survive", size))
         for size in SIZES
     ),
     *(
-        _against_best(
-            "real",
-            "Lesions of 3 dB planted in these images",
-            size,
+        _best_classical(
             f"planted in real images, {size}, survive",
+            ("real", "Lesions of 3 dB planted in these images", size),
         )
         for size in SIZES
     ),
-    Target(
+    _at_most(
+        1,
         "stands out in even speckle, dB",
-        "1 at most",
-        lambda _: 1.0,
         _largest("safety", EVEN, tuple(f"{size}, dB" for size in (*DISCS, "stroke"))),
-        higher=False,
     ),
-    Target(
+    _at_most(
+        1,
         "stands out among clusters, dB",
-        "1 at most",
-        lambda _: 1.0,
         _largest("safety", CLUSTERED, tuple(f"clustered, {size}, dB" for size in DISCS)),
-        higher=False,
     ),
     Target(
         "flicker, times lower",
         "5",
-        lambda _: 5.0,
+        5.0,
         _column("safety", "Shifts, flicker, strength", "flicker, times lower"),
         digits=1,
     ),
-    Target(
+    _at_most(
+        1,
         "mean shift, even tissue, grey levels",
-        "1 at most",
-        lambda _: 1.0,
         _largest("safety", "Mean shift by brightness", ("largest",)),
-        higher=False,
     ),
-    Target(
-        "mean shift, real images by source",
-        "1 at most",
-        lambda _: 1.0,
-        _shift_of_a_source,
-        higher=False,
-    ),
-    Target(
+    _at_most(1, "mean shift, real images by source", _shift_of_a_source),
+    _at_most(
+        0.5,
         "lines wider by, px",
-        "0.5 at most",
-        lambda _: 0.5,
         _largest(
             "safety",
             "Text and thin lines",
             tuple(f"{width} px line, wider px" for width in (1, 2, 3)),
         ),
-        higher=False,
     ),
 )
 
