@@ -35,6 +35,8 @@ LEAST_AGREEMENT = 0.995
 """Share of self-test pixels within 1 grey level."""
 LARGEST_DIFFERENCE = 4
 """Of any self-test pixel, grey levels."""
+NAME = r"^[a-z0-9][a-z0-9-]*$"
+"""Of a bundle, which is a folder's name, too."""
 
 
 class BundleError(Exception):
@@ -47,7 +49,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     version: str
     device_uid: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
     """(0018,1002) *Device UID* of this release; never used for another."""

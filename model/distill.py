@@ -127,8 +127,8 @@ def agreed(taught: Sequence[Pool]) -> Pool:
     """What a panel of networks says together of each scene of a pool.
 
     Networks err apart, so that their mean errs less than any. In each scene an answer counts by the
-    inverse square of its mean squared error: who was never shown clustered scatterers has little to
-    say of them.
+    inverse square of its mean squared error. Where scatterers gather in clusters the reference
+    answers: what networks see in them is chance, and a student would learn to draw it.
 
     Parameters
     ----------
@@ -143,13 +143,16 @@ def agreed(taught: Sequence[Pool]) -> Pool:
     """
     scenes, answers = taught[0], [pool.answers for pool in taught]
     names = " ".join(Path(str(answer.filename)).stem for answer in answers)
-    mark = hashlib.sha256(names.encode()).hexdigest()[:12]
+    mark = hashlib.sha256(f"{names}, not of clusters".encode()).hexdigest()[:12]
     path = scenes.folder / f"agreed-{mark}.npy"
     if not path.exists():
         part = path.with_suffix(".part")
         shape = scenes.noisy.shape
         said = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint16, shape=shape)
         for index, reference in enumerate(scenes.target):
+            if scenes.clustered[index]:
+                said[index] = reference
+                continue
             each = np.stack([answer[index] for answer in answers])
             error = ((each - reference.astype(np.float32)) ** 2).mean((1, 2))
             said[index] = np.average(each, 0, (error + _LEAST_ERROR) ** -2.0).round()

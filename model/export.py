@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -59,8 +60,12 @@ def export(
     Raises
     ------
     bundles.BundleError
-        A source is unusable, or its network has another shape than the first.
+        A source is unusable, its network has another shape than the first, or the name is none.
     """
+    if not re.match(bundles.NAME, name):
+        raise bundles.BundleError(
+            f"name {name!r}: write small letters, digits and hyphens, such as my-student"
+        )
     trained, training = _trained(checkpoint)
     student = merge(trained).eval()
     if averaged:

@@ -172,6 +172,15 @@ def test_a_panel_counts_by_how_near_each_comes_in_a_scene(tmp_path):
     assert said[3:] == pytest.approx(100, abs=0.01)
 
 
+def test_where_scatterers_gather_in_clusters_the_reference_answers(tmp_path):
+    given = a_pool(tmp_path)
+    even = np.full_like(given.target, 100 * STEPS_PER_GREY)
+    given = replace(given, target=even, clustered=np.arange(len(given)) % 2 == 1)
+    said = distill.agreed([answered(given, "one", 3.0), answered(given, "other", 3.0)]).taught
+    assert np.array_equal(said[1::2], given.target[1::2])
+    assert np.array_equal(said[::2], given.target[::2] + 3 * STEPS_PER_GREY)
+
+
 def test_a_panel_agrees_once_and_another_one_for_itself(tmp_path):
     given = a_pool(tmp_path)
     one, other, third = (answered(given, str(error), error) for error in (2.0, -2.0, 9.0))

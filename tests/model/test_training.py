@@ -349,6 +349,14 @@ def test_a_bundle_is_exported_again_with_other_shares(tmp_path, source):
     assert made.student.architecture.rim_px == 8
 
 
+def test_a_bundle_of_no_name_is_refused_before_anything_is_written(tmp_path):
+    from model.export import export
+
+    with pytest.raises(bundle.BundleError, match="name 'My Student': write small letters"):
+        export(Path("quality"), tmp_path, name="My Student", version="1")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def other_bundle(tmp_path):
     """A bundle of the shipped network whose weights are twice as large."""
