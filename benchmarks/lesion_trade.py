@@ -12,7 +12,7 @@ protocol.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from rich.progress import Progress
 
 from model import bundle as bundles
 from model import metrics, runs
+from model.baselines import Grey, Method
 from model.data import VALIDATION_SEED, Scene
 from model.evaluate import default_images
-from model.evaluation import planted
+from model.evaluation import planted, real
 from model.evaluation.images import choose, middle, parted, source_of
-from model.evaluation.safety_grounds import Grounds, Size
+from model.evaluation.safety_grounds import Grey8, Grounds, Size
 from model.evaluation.safety_measures import (
     FLICKER,
     appeared,
@@ -40,16 +41,11 @@ from model.images import read_grey
 from model.student import Student, despeckled
 
 SEED = VALIDATION_SEED + 60
-DIAMETERS_PX = (10, 14, 20, 30)
 LEAST_DIAMETER_PX = 8
 """Of a lesion whose gCNR counts."""
 SIZE = Size(faint=24, plain=0, even=12, blocks=0)
 DARKENED = "hc18_fetal_head"
 """Source whose even patches students darken most."""
-LARGEST_SIDE_PX = 512
-Grey = NDArray[np.float32]
-Grey8 = NDArray[np.uint8]
-Method = Callable[[Grey8], Grey]
 Figures = dict[str, float | str]
 
 
@@ -115,29 +111,29 @@ def main() -> None:
 
 def _trials(arguments: argparse.Namespace) -> Trials:
     files = choose(parted(arguments.images).validation, arguments.images, 4)
-    images = [middle(read_grey(path), LARGEST_SIDE_PX) for path in files]
-    real = [
+    images = [middle(read_grey(path), real.LARGEST_SIDE_PX) for path in files]
+    shown = [
         RealImage(source_of(path, arguments.images), image, metrics.homogeneous_patches(image))
         for path, image in zip(files, images, strict=True)
     ]
     return Trials(
         Grounds.make(SEED, SIZE),
         {name: SIMULATORS[name](arguments.scenes, SEED) for name in (SPECKLE, ARRAY)},
-        real,
+        shown,
         planted.grounds(images, plantings=2),
     )
 
 
 def _columns(trials: Trials) -> tuple[str, ...]:
     by_simulator = [f"{name}, {what}" for name in trials.scenes for what in ("gain dB", "gCNR")]
-    survive = (f"survive {diameter} px" for diameter in DIAMETERS_PX)
+    survive = (f"survive {diameter} px" for diameter in planted.DIAMETERS_PX)
     return ("method", *by_simulator, "even, dB", "clustered, dB", "flicker", *survive)
 
 
 def _real_columns(trials: Trials) -> tuple[str, ...]:
     if not trials.real:
         return ("method",)
-    survive = (f"planted {diameter} px" for diameter in DIAMETERS_PX)
+    survive = (f"planted {diameter} px" for diameter in planted.DIAMETERS_PX)
     return ("method", *survive, "ssi", "mean_shift", f"{DARKENED}, shift")
 
 
@@ -160,7 +156,7 @@ def _figures(network: Student, trials: Trials) -> Figures:
     found["flicker"] = flicker_reductions(cines, grounds.cines)[FLICKER]
     faint = grounds.lesions[3.0]
     outputs = [method(scene.noisy) for scene in faint]
-    for diameter in DIAMETERS_PX:
+    for diameter in planted.DIAMETERS_PX:
         found[f"survive {diameter} px"], _ = lesions_kept(outputs, faint, diameter)
     return found | _real_figures(method, trials)
 
@@ -168,19 +164,17 @@ def _figures(network: Student, trials: Trials) -> Figures:
 def _real_figures(method: Method, trials: Trials) -> Figures:
     if not trials.real:
         return {}
-    spread: list[float] = []
-    shifts: dict[str, list[float]] = {}
-    for each in trials.real:
-        output = method(each.image)
-        spread += [metrics.ssi(each.image, output, patch) for patch in each.patches]
-        moved = [metrics.mean_shift(each.image, output, patch) for patch in each.patches]
-        shifts.setdefault(each.source, []).extend(moved)
+    measured = [
+        (each.source, real.measure(each.image, method(each.image), each.patches))
+        for each in trials.real
+    ]
     kept = planted.survival(method, trials.planted)
     return {
-        **{f"planted {diameter} px": kept[f"{diameter} px"] for diameter in DIAMETERS_PX},
-        "ssi": mean(spread),
-        "mean_shift": mean(shift for found in shifts.values() for shift in found),
-        f"{DARKENED}, shift": mean(shifts.get(DARKENED, ())),
+        **{f"planted {diameter} px": kept[f"{diameter} px"] for diameter in planted.DIAMETERS_PX},
+        **{key: mean(found[key] for _, found in measured) for key in ("ssi", "mean_shift")},
+        f"{DARKENED}, shift": mean(
+            found["mean_shift"] for source, found in measured if source == DARKENED
+        ),
     }
 
 

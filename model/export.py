@@ -62,7 +62,7 @@ def export(
     bundles.BundleError
         A source is unusable, its network has another shape than the first, or the name is none.
     """
-    if not re.match(bundles.NAME, name):
+    if not re.fullmatch(bundles.NAME, name):
         raise bundles.BundleError(
             f"name {name!r}: write small letters, digits and hyphens, such as my-student"
         )
