@@ -203,7 +203,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--hedging", type=Path, default=Path("model/yardsticks/hedging"))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pool", type=int, default=2400, help="scenes to train on")
+    parser.add_argument("--pool", type=int, default=6000, help="scenes to train on")
     parser.add_argument("--scenes", type=int, default=24, help="to judge by, of each simulator")
     parser.add_argument("--images", type=Path, default=default_images())
     parser.add_argument("--smoothed-by", default="quality", help="bundle that prepares anatomy")
