@@ -173,7 +173,7 @@ def _recipe(name: str, seed: int, sections: Sections, arguments: argparse.Namesp
         "threads = 1",
         'precision = "auto"',
         "validation_scenes = 8",
-        f"validation_steps = {arguments.steps}",
+        f"validation_steps = {max(1, arguments.steps // 3)}",
         "decides_in_clusters = false",
         "[network]\nencoder = [0, 2, 2, 4]\ndecoder = [1, 1, 1]",
         'block = "reparameterised"\nselective = true',
