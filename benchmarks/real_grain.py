@@ -29,6 +29,7 @@ from model import metrics, phantoms, speckle
 from model.evaluation import images
 from model.evaluation.tables import Table
 from model.images import read_grey
+from model.scanner.acquisition import Acquisition
 
 SIDE_PX, PATCH_PX, PATCHES = 256, 64, 4
 FINE_PX, LOCAL_PX, STEP_PX = 3.0, 5.0, 10
@@ -111,17 +112,17 @@ def _length(correlation: float) -> float:
     return LAG_PX / float(np.sqrt(2 * -np.log(min(correlation, 0.99))))
 
 
-Change = Callable[[speckle.Acquisition, np.random.Generator], speckle.Acquisition]
+Change = Callable[[Acquisition, np.random.Generator], Acquisition]
 
 
-def _widened(setting: speckle.Acquisition, rng: np.random.Generator) -> speckle.Acquisition:
+def _widened(setting: Acquisition, rng: np.random.Generator) -> Acquisition:
     return setting.widened(rng)
 
 
 def _drawn(arguments: argparse.Namespace, change: Change) -> Iterator[Grey]:
     for index in range(arguments.scenes):
         rng = np.random.default_rng((arguments.seed, index))
-        setting = change(speckle.Acquisition.draw(rng), rng)
+        setting = change(Acquisition.draw(rng), rng)
         side = int(np.ceil((SIDE_PX + 2) / setting.resize))
         phantom = phantoms.draw(rng, (side, side))
         yield speckle.form(phantom, setting, rng)[0].noisy[:SIDE_PX, :SIDE_PX]

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from model import drawing, multiplicative, phantoms, speckle
 from model.phantoms import Clusters, Lesion
+from model.scanner.acquisition import Acquisition
 
 VALIDATION_SEED = 900_001
 """Training seeds stay below this."""
@@ -151,7 +152,7 @@ class Simulation:
 
     def draw(self, rng: np.random.Generator) -> Pair:
         """One training pair, (side, side)."""
-        setting = speckle.Acquisition.draw(rng)
+        setting = Acquisition.draw(rng)
         if self.widened_share > 0 and rng.random() < self.widened_share:
             setting = setting.widened(rng)
         before = int(np.ceil((self.side + 2) / setting.resize))
@@ -212,7 +213,7 @@ def validation_set(
     scenes = []
     for index in range(count):
         rng = np.random.default_rng((seed, index))
-        setting = replace(speckle.Acquisition.draw(rng), resize=1.0)
+        setting = replace(Acquisition.draw(rng), resize=1.0)
         if widened:
             setting = setting.widened(np.random.default_rng((seed, index, 1)))
         if index % 2:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from model import array_simulation, phantoms, speckle
 from model.data import Scene
 from model.phantoms import Lesion, Map, Phantom
+from model.scanner.acquisition import Acquisition
 
 Grey8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -197,10 +198,10 @@ def imaged(phantom: Phantom, rng: np.random.Generator, index: int, frames: int =
     ]
 
 
-def linear_scanner(rng: np.random.Generator) -> speckle.Acquisition:
+def linear_scanner(rng: np.random.Generator) -> Acquisition:
     """Draw a linear scanner whose display is linear in dB and not processed any further."""
     return replace(
-        speckle.Acquisition.draw(rng),
+        Acquisition.draw(rng),
         sector_angle=0.0,
         attenuation_db=0.0,
         tgc_ripple_db=0.0,

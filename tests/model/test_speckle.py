@@ -8,7 +8,8 @@ from scipy import ndimage
 
 from model import data, phantoms, speckle
 from model.phantoms import Clusters, Phantom
-from model.speckle import Acquisition
+from model.scanner.acquisition import Acquisition
+from model.scanner.beam import point_spread
 
 
 def tissue(side=256, level=0.0):
@@ -55,7 +56,7 @@ def test_autocorrelation_is_that_of_the_point_spread_function(aperture_sine):
     power = np.mean([_autocorrelation(10 ** (levels_db(f, setting) / 10)) for f in formed], axis=0)
     # The intensity of circular Gaussian speckle correlates as |autocorrelation of the PSF|^2.
     psf = np.zeros((256, 256), complex)
-    kernel = speckle.point_spread(setting, 3.0).numpy()
+    kernel = point_spread(setting, 3.0).numpy()
     psf[: kernel.shape[0], : kernel.shape[1]] = kernel
     amplitude = np.fft.ifft2(np.abs(np.fft.fft2(psf)) ** 2)
     expected = np.abs(amplitude / amplitude[0, 0]) ** 2
@@ -66,7 +67,7 @@ def test_autocorrelation_is_that_of_the_point_spread_function(aperture_sine):
 @pytest.mark.parametrize("aperture_sine", [0.0, 0.1, 0.4])
 def test_lateral_sigma_means_the_same_for_both_beams(aperture_sine):
     setting = Acquisition(aperture_sine=aperture_sine)
-    power = speckle.point_spread(setting, 3.0).abs().numpy() ** 2
+    power = point_spread(setting, 3.0).abs().numpy() ** 2
     across = np.arange(power.shape[1]) - power.shape[1] // 2
     spread = np.sqrt((power.sum(axis=0) * across**2).sum() / power.sum())
     assert spread * np.sqrt(2) == pytest.approx(3.0, rel=0.15)
@@ -75,7 +76,7 @@ def test_lateral_sigma_means_the_same_for_both_beams(aperture_sine):
 def test_defocus_widens_the_beam_of_an_aperture():
     setting = Acquisition(aperture_sine=0.3)
     sharp, blurred = (
-        speckle.point_spread(setting, 3.0, phase).abs().numpy().sum(axis=0) for phase in (0.0, 2.0)
+        point_spread(setting, 3.0, phase).abs().numpy().sum(axis=0) for phase in (0.0, 2.0)
     )
     assert sharp.max() / sharp.sum() > 1.15 * blurred.max() / blurred.sum()
 

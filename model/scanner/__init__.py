@@ -1,0 +1,1 @@
+"""The simulated scanner: its setting, beam, geometry and display; `model.speckle` images by it."""
