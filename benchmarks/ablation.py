@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from model import runs
 from model.baselines import Grey
 from model.data import VALIDATION_SEED
 from model.evaluate import default_images
@@ -31,6 +30,7 @@ from model.evaluation.trials import Trials
 from model.metrics import COLUMNS
 from model.student import despeckled
 from model.train import train
+from model.training import runs
 
 PLAIN = {"charbonnier": 1.0}
 METRICS = PLAIN | {"gradient": 0.25, "ms_ssim": 0.02, "contrast": 1.0}

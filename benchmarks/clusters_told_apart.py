@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
-from model import pool, prepare
 from model.evaluation.tables import Table
-from model.recipe import DataSection
+from model.training import pool, prepare
+from model.training.recipe import DataSection
 
 PATCHES_PX = (64, 128, 256)
 NAMES = ("spread", "skewness", "kurtosis", "coarse share", "all four")

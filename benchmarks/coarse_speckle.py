@@ -2,7 +2,7 @@
 
 Simulated scenes of either simulator and their references are enlarged as scanners enlarge what they
 display. A network sees them at their size alone, and, as the node does it, at half the size first
-where the speckle is coarse (`model.scales`).
+where the speckle is coarse (`model.network.scales`).
 
     python benchmarks/coarse_speckle.py --bundle quality --image FILE
 
@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import bundle as bundles
-from model import metrics
-from model.data import VALIDATION_SEED, Scene
-from model.evaluation import figures
-from model.evaluation.figures import Tile
+from model import figures, metrics
+from model.data import VALIDATION_SEED
 from model.evaluation.images import lit, middle
 from model.evaluation.safety_grounds import Grounds, Size
 from model.evaluation.safety_measures import appeared, lesions_kept
 from model.evaluation.scenes import SIMULATORS
 from model.evaluation.tables import Table, header, write
+from model.figures import Tile
 from model.images import read_grey
-from model.scales import speckle_px
+from model.network.scales import speckle_px
+from model.simulation.scene import Scene
 from model.student import Student, despeckled
 
 SEED = VALIDATION_SEED + 80

@@ -26,7 +26,7 @@ from dicom_node.despeckle import Despeckler, fastest
 from model.bundle import load
 from model.cost import BFLOAT16, BFLOAT16_LAST, interleaved, machine, runner
 from model.data import validation_set
-from model.dncnn import DnCNN
+from model.network.dncnn import DnCNN
 
 PRECISIONS, BATCHES = ("float32", "bfloat16", "float16"), (1, 4, 16)
 FRAMES, FEW, DNCNN_BATCH = 64, 4, 4

@@ -16,7 +16,6 @@ import torch
 from rich.progress import Progress
 
 from model import bundle as bundles
-from model import runs
 from model.baselines import Grey
 from model.data import VALIDATION_SEED
 from model.evaluate import default_images
@@ -25,6 +24,7 @@ from model.evaluation.safety_grounds import Grey8, Size
 from model.evaluation.tables import Table, header, write
 from model.evaluation.trials import Trials
 from model.student import Student, despeckled
+from model.training import runs
 
 SEED = VALIDATION_SEED + 60
 SIZE = Size(faint=24, plain=0, even=12, blocks=0)

@@ -25,11 +25,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
-from model import metrics, phantoms, speckle
+from model import metrics, speckle
 from model.evaluation import images
 from model.evaluation.tables import Table
 from model.images import read_grey
-from model.scanner.acquisition import Acquisition
+from model.simulation import phantoms
+from model.simulation.acquisition import Acquisition
 
 SIDE_PX, PATCH_PX, PATCHES = 256, 64, 4
 FINE_PX, LOCAL_PX, STEP_PX = 3.0, 5.0, 10

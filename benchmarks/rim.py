@@ -1,7 +1,7 @@
 """Decibels at the rim of sectors: tissue that ends at black against tissue that is continued.
 
 Simulated scenes of both simulators, sectors and others, as the bundle is shipped and without its
-`rim_px` (`model.rim`). Scenes where no rim is found must come out the same.
+`rim_px` (`model.network.rim`). Scenes where no rim is found must come out the same.
 
     python benchmarks/rim.py --bundle quality
 """
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model import bundle as bundles
-from model import metrics
-from model.data import VALIDATION_SEED, Scene
-from model.evaluation import figures
-from model.evaluation.figures import Tile
+from model import figures, metrics
+from model.data import VALIDATION_SEED
 from model.evaluation.scenes import SIMULATORS
 from model.evaluation.tables import Table, header, mean, write
-from model.rim import find
+from model.figures import Tile
+from model.network.rim import find
+from model.simulation.scene import Scene
 from model.student import Student, despeckled
 
 SEED = VALIDATION_SEED + 90

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import runs
+from model import figures
 from model.allocator import keep_activations
 from model.cost import FLOAT32, FLOAT32_LAST, interleaved, runner
 from model.data import VALIDATION_SEED, validation_set
-from model.evaluation import figures
 from model.evaluation.tables import Table, header, write
 from model.metrics import psnr
-from model.reparameterise import merge
+from model.network.reparameterise import merge
 from model.student import despeckled, multiply_accumulates, parameters
 from model.train import train
+from model.training import runs
 
 CANDIDATES = {
     "16-32-48-64": "widths = [16, 32, 48, 64]\nencoder = [0, 1, 1, 2]\ndecoder = [1, 1, 1]",

@@ -41,7 +41,7 @@ from model.cost import (
     runner,
 )
 from model.data import validation_set
-from model.dncnn import DnCNN
+from model.network.dncnn import DnCNN
 from model.student import Student
 
 CALIBRATION_FRAMES = 20

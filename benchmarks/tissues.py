@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import bundle as bundles
-from model.evaluation import figures
-from model.evaluation.figures import Tile
+from model import figures
 from model.evaluation.images import choose, lit, middle, parted, source_of
+from model.figures import Tile
 from model.images import read_grey
 
 

@@ -23,9 +23,9 @@ from dicom_node.errors import ConfigError, Permanent, Transient
 from dicom_node.records import BundleInfo
 from model import bundle as bundles
 from model.allocator import keep_activations
-from model.rim import Rim, no_rim
-from model.rim import find as find_rim
-from model.scales import coarse_share, speckle_px
+from model.network.rim import Rim, no_rim
+from model.network.rim import find as find_rim
+from model.network.scales import coarse_share, speckle_px
 
 Frame = NDArray[np.uint8]
 
@@ -208,7 +208,7 @@ class _Cine:
     Attributes
     ----------
     reach_px : int
-        Of `model.rim.find`.
+        Of `model.network.rim.find`.
     has_width : bool
         Whether the width of the speckle is asked for.
     width_px : float

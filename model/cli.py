@@ -49,8 +49,8 @@ def train(
     ] = False,
 ) -> None:
     """Run a recipe, or go on with it where it was stopped."""
-    from model.recipe import RecipeError
     from model.train import train as run_recipe
+    from model.training.recipe import RecipeError
 
     try:
         checkpoint = run_recipe(recipe, output, resume=not fresh)
@@ -64,8 +64,8 @@ def draw(
     recipe: Annotated[Path, typer.Argument(help="Recipe, such as config/model/clinical.toml.")],
 ) -> None:
     """Draw the scenes of a recipe and train nothing, so that a GPU need not wait for them."""
-    from model.prepare import drawn
-    from model.recipe import RecipeError, load
+    from model.training.prepare import drawn
+    from model.training.recipe import RecipeError, load
 
     try:
         scenes = drawn(load(recipe).data)
@@ -80,8 +80,8 @@ def keep(
     output: Annotated[Path, typer.Argument(help="Folder for its weights and description.")],
 ) -> None:
     """Keep a run's weights in half precision, without what only its training needs."""
-    from model.runs import RunError
-    from model.runs import keep as keep_weights
+    from model.training.runs import RunError
+    from model.training.runs import keep as keep_weights
 
     try:
         kept = keep_weights(run, output)

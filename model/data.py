@@ -4,61 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model import drawing, multiplicative, phantoms, speckle
-from model.phantoms import Clusters, Lesion
-from model.scanner.acquisition import Acquisition
+from model import speckle
+from model.simulation import drawing, multiplicative, phantoms
+from model.simulation.acquisition import Acquisition
+from model.simulation.phantoms import Clusters
+from model.simulation.scene import Pair, Scene
 
 VALIDATION_SEED = 900_001
 """Training seeds stay below this."""
 _ENLARGED, _SMALLEST_MAP = 1.6, 160
 
 Despeckle = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-
-
-class Pair(NamedTuple):
-    """What one training patch is cut from.
-
-    Attributes
-    ----------
-    noisy : ndarray, (rows, columns), uint8
-    target : ndarray, (rows, columns), float32, 0..255
-        Expected display.
-    clustered : bool
-        Whether the scatterers gather in clusters.
-    """
-
-    noisy: NDArray[np.uint8]
-    target: NDArray[np.float32]
-    clustered: bool = False
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One simulated image with its reference.
-
-    Attributes
-    ----------
-    noisy : ndarray, (rows, columns), uint8
-    target : ndarray, (rows, columns), float32, 0..255
-        Expected display; see `model.speckle`.
-    labels : dict of str to ndarray, (rows, columns), bool
-    lesions : tuple of Lesion
-    name : str
-    """
-
-    noisy: NDArray[np.uint8]
-    target: NDArray[np.float32]
-    name: str
-    labels: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    lesions: tuple[Lesion, ...] = ()
 
 
 def anatomy_maps(

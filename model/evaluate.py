@@ -17,7 +17,6 @@ from rich.progress import Progress, TaskID
 
 from model.baselines import Baseline
 from model.data import VALIDATION_SEED
-from model.distill import MIRRORINGS
 from model.evaluation import cost as cost_protocol
 from model.evaluation import images as real_images
 from model.evaluation import paper as paper_protocol
@@ -38,7 +37,8 @@ from model.evaluation.contenders import (
 from model.evaluation.remembered import remembered
 from model.evaluation.safety_grounds import Grounds
 from model.evaluation.scenes import SIMULATORS, SPECKLE
-from model.multiplicative import LEVELS
+from model.simulation.multiplicative import LEVELS
+from model.training.distill import MIRRORINGS
 
 EVALUATION_SEED = VALIDATION_SEED + 200
 """Scenes that neither training, nor its validation, nor the tuning of baselines has seen."""

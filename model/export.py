@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from model import bundle as bundles
-from model import data, runs
+from model import data
 from model.metrics.fidelity import psnr
-from model.reparameterise import merge
+from model.network.reparameterise import merge
 from model.student import Student, multiply_accumulates, parameters
+from model.training import runs
 
 LICENCE = "Apache-2.0"
 SELF_TEST_SCENE = 7
@@ -49,11 +50,11 @@ def export(
     averaged : mapping of Path to float, optional
         Other sources whose weights are averaged in, and the share of each; the rest is the first's.
     retain, retain_wide : float, 0..1
-        Shares of what is removed at the size of lesions that stay; `model.coarse.coarse_part`.
+        Shares of what is removed at the size of lesions that stay; see `model.network.coarse`.
     halvings : int
-        Times an image with coarse speckle may be halved; `model.scales`.
+        Times an image with coarse speckle may be halved; `model.network.scales`.
     rim_px : int
-        How far tissue is continued beyond the rim of a sector; `model.rim`.
+        How far tissue is continued beyond the rim of a sector; `model.network.rim`.
     attribution : list of str, optional
         Sources of real images that the training used, as their licences ask.
 

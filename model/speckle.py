@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.phantoms import Clusters, Phantom, smooth_field
-from model.scanner import display
-from model.scanner.acquisition import Acquisition
-from model.scanner.beam import Beam
-from model.scanner.geometry import Geometry
+from model.simulation import display
+from model.simulation.acquisition import Acquisition
+from model.simulation.beam import Beam
+from model.simulation.geometry import Geometry
+from model.simulation.phantoms import Clusters, Phantom, smooth_field
 
 _PERSISTENT = 0.6
 """Correlation of the scatterers of the frame before with those of this one."""

@@ -3,8 +3,8 @@
 Half the resolution and below only (pixel-unshuffle by 2 or 4), 2x2 strided convolutions down,
 transposed ones up, additive skips, no normalisation. It predicts what to remove:
 ``y = x - strength * r(x)``. Two things are taken from an image, how coarse its speckle is
-(`model.scales`) and where its sector ends (`model.rim`); from a cine they are taken once, so that
-it does not flicker.
+(`model.network.scales`) and where its sector ends (`model.network.rim`); from a cine they are taken
+once, so that it does not flicker.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.coarse import CELL_PX, coarse_part, halved
-from model.folding import folded, unfolded
-from model.reparameterise import ReparameterisedConv
-from model.rim import Rim, brightest, no_rim
-from model.rim import find as find_rim
-from model.scales import residual_measured, residual_over_scales
+from model.network.coarse import CELL_PX, coarse_part, halved
+from model.network.folding import folded, unfolded
+from model.network.reparameterise import ReparameterisedConv
+from model.network.rim import Rim, brightest, no_rim
+from model.network.rim import find as find_rim
+from model.network.scales import residual_measured, residual_over_scales
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Architecture:
     selective: bool = False
     """Whether the network says, place by place, how much of that stays beyond `retain`."""
     halvings: int = 0
-    """How often an image may be halved where its speckle is coarse; see `model.scales`."""
+    """How often an image may be halved where its speckle is coarse; see `model.network.scales`."""
     rim_px: int = 0
-    """How far tissue is continued beyond the rim of a sector, pixels; see `model.rim`."""
+    """How far tissue is continued beyond the rim of a sector, pixels; see `model.network.rim`."""
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.encoder) == len(self.decoder) + 1:
@@ -183,7 +183,7 @@ class Student(nn.Module):
         ----------
         x : Tensor, (batch, 1, rows, columns), 0..1
         width_px : float
-            From `model.scales.speckle_px`; `nan` for one scale.
+            From `model.network.scales.speckle_px`; `nan` for one scale.
         """
         return residual_over_scales(self.residual, x, width_px, self.architecture.halvings)
 

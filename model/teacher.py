@@ -1,7 +1,7 @@
 """The teacher: the student's shape with wider levels and residual blocks; never shipped.
 
-It can be grown from a trained student (`model.growing`): its new blocks add nothing at first. It
-then begins where the student ended, which is what makes a teacher affordable on a CPU.
+It can be grown from a trained student (`model.training.growing`): its new blocks add nothing at
+first. It then begins where the student ended, which is what makes a teacher affordable on a CPU.
 """
 
 from __future__ import annotations

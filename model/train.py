@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from model import cost, data, distill, guidance, pool, prepare, report, runs, teaching
-from model import recipe as recipes
+from model import cost, data
 from model.allocator import keep_activations
 from model.bundle import BundleError
-from model.checkpoints import AtomicCheckpoints
-from model.data import Scene
-from model.growing import grow
-from model.logs import RunLog
-from model.pool import Pool
-from model.prepare import Material
-from model.recipe import Recipe, RecipeError
-from model.resident import ResidentPatches, size_bytes
+from model.simulation.scene import Scene
 from model.student import Student, despeckled, parameters
-from model.training import LOGGED_EVERY, Training
+from model.training import distill, guidance, pool, prepare, report, runs, teaching
+from model.training import recipe as recipes
+from model.training.checkpoints import AtomicCheckpoints
+from model.training.growing import grow
+from model.training.logs import RunLog
+from model.training.module import LOGGED_EVERY, Training
+from model.training.pool import Pool
+from model.training.prepare import Material
+from model.training.recipe import Recipe, RecipeError
+from model.training.resident import ResidentPatches, size_bytes
 
 _REPORTED_IMAGES = 4
 _SCENES_SHARE = 0.5
@@ -44,7 +45,7 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     Parameters
     ----------
     recipe_path : Path
-        TOML; see `model.recipe`.
+        TOML; see `model.training.recipe`.
     output : Path
         Folder of runs; this one goes into ``output/<recipe name>``.
     resume : bool

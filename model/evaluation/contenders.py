@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from model import bundle as bundles
 from model.baselines import BASELINES, Baseline, Grey, Method, tune
-from model.data import VALIDATION_SEED, Scene
-from model.distill import MIRRORINGS, self_ensemble
+from model.data import VALIDATION_SEED
 from model.evaluation.scenes import SIMULATORS, SPECKLE
+from model.simulation.scene import Scene
 from model.student import despeckled
+from model.training.distill import MIRRORINGS, self_ensemble
 
 TUNING_SEED = VALIDATION_SEED + 100
 """Scenes the classical methods are tuned on; no table is made on them."""
@@ -99,8 +100,8 @@ def trained_runs(
     strength : float
         Share of the removed part that is taken away, 0 to 1.
     self_ensembles : collection of str
-        Labels that get a second row: the mean over mirrored images, see `model.distill`. That row
-        has no network.
+        Labels that get a second row: the mean over mirrored images, see `model.training.distill`.
+        That row has no network.
 
     Raises
     ------
@@ -113,7 +114,7 @@ def trained_runs(
         raise ValueError(f"self-ensemble of {unknown[0]!r}: no run has this label")
     found = []
     for label, folder in folders.items():
-        from model.runs import load  # noqa: PLC0415 bundles do not need it
+        from model.training.runs import load  # noqa: PLC0415 bundles do not need it
 
         loaded = load(folder)
         network: nn.Module = loaded.network

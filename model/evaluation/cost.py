@@ -11,20 +11,12 @@ import torch
 from torch import nn
 
 from model.baselines import Method
-from model.cost import (
-    FLOAT32,
-    Runner,
-    agreement,
-    computed_here,
-    interleaved,
-    parameters,
-    runner,
-)
+from model.cost import FLOAT32, Runner, agreement, computed_here, interleaved, parameters, runner
 from model.data import validation_set
-from model.dncnn import DnCNN, FFDNetSized
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.tables import Table, Value, header, write
-from model.reparameterise import merge
+from model.network.dncnn import DnCNN, FFDNetSized
+from model.network.reparameterise import merge
 from model.student import multiply_accumulates
 
 SIZES = ((480, 640), (600, 800), (768, 1024))

@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model import metrics
+from model import figures, metrics
 from model.baselines import Grey
-from model.data import Scene
-from model.evaluation import figures
 from model.evaluation.contenders import NOISY, TUNING_SEED, Contender, Tuning
 from model.evaluation.images import lit, middle, source_of
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
 from model.images import read_grey
-from model.multiplicative import LEVELS, add
+from model.simulation.multiplicative import LEVELS, add
+from model.simulation.scene import Scene
 
 COLUMNS = ("method", "psnr", "gain", "ssim", "mse")
 LARGEST_SIDE_PX, TUNING_SIDE_PX = 384, 192
@@ -43,7 +42,7 @@ def scenes(files: Sequence[Path], level: float, *, seed: int, side_px: int) -> l
     files : sequence of Path
         Images taken as clean; the noise of each follows from its place in the sequence.
     level : float
-        Variance of the noise, see `model.multiplicative`.
+        Variance of the noise, see `model.simulation.multiplicative`.
     seed : int
         Of the noise.
     side_px : int

@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model import metrics
+from model import figures, metrics
 from model.baselines import Grey
-from model.data import Scene
-from model.evaluation import figures
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.remembered import timed
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
 from model.metrics.fidelity import MS_SSIM_MINIMUM_PX
-from model.phantoms import Lesion
+from model.simulation.phantoms import Lesion
+from model.simulation.scene import Scene
 
 FIDELITY = ("psnr", "gain", "ssim", "ms_ssim", "gmsd", "fsim", "edge_preservation", "milliseconds")
 THIN = ("line_width", "point_width")

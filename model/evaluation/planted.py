@@ -1,9 +1,9 @@
 """Faint lesions in real tissue: planted in real images, looked for in the output.
 
-A lesion is planted as the scanner would have shown it (`model.planting`), on a display of 60 dB
-that is bent as those of real images are.
-The image is despeckled with lesions and without, and the difference of the two outputs is held
-against that of the two inputs, so that what was there before does not count.
+A lesion is planted as the scanner would have shown it (`model.training.planting`), on a display of
+60 dB that is bent as those of real images are. The image is despeckled with lesions and without,
+and the difference of the two outputs is held against that of the two inputs, so that what was there
+before does not count.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import numpy as np
 
 from model import metrics
 from model.baselines import Grey, Method
-from model.data import VALIDATION_SEED, Scene
+from model.data import VALIDATION_SEED
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.images import middle
 from model.evaluation.safety_grounds import GREY_PER_DB, Grey8, packed_lesions
 from model.evaluation.safety_measures import KEPT_SHARE, lesions_kept
 from model.evaluation.tables import Table, Value, mean
-from model.phantoms import Lesion
-from model.planting import plant
+from model.simulation.phantoms import Lesion
+from model.simulation.scene import Scene
+from model.training.planting import plant
 
 SEED = VALIDATION_SEED + 70
 DIAMETERS_PX = (10, 14, 20, 30)
 CONTRAST_DB, SIDE_PX, PLANTINGS = 3.0, 256, 4
 GROWTH = 0.75
-"""Of the display, see `model.planting.plant`."""
+"""Of the display, see `model.training.planting.plant`."""
 _DARKEST, _BRIGHTEST, _MOST_BLACK, _WHOLE_SHARE = 30, 200, 0.02, 0.9
 """Mean grey level, share of black pixels and least share of its area of a lesion that counts."""
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model import metrics
+from model import figures, metrics
 from model.baselines import Grey
-from model.evaluation import figures, planted
+from model.evaluation import planted
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.images import middle, source_of
 from model.evaluation.remembered import timed

@@ -22,7 +22,15 @@ from model.evaluation.contenders import Contender
 from model.evaluation.tables import PACKAGES, version_of
 
 _OF_CLASSICAL_METHODS = ("baselines",)
-_OF_TRAINING_RUNS = ("checkpoints", "coarse", "dncnn", "folding", "scales", "student", "teacher")
+_OF_TRAINING_RUNS = (
+    "network/coarse",
+    "network/dncnn",
+    "network/folding",
+    "network/scales",
+    "student",
+    "teacher",
+    "training/checkpoints",
+)
 """Modules that decide what they make of an image."""
 
 

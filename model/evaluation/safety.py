@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model import figures
 from model.baselines import Grey
-from model.data import Scene
-from model.evaluation import figures
 from model.evaluation.contenders import NOISY, Contender
 from model.evaluation.safety_grounds import (
     BRIGHTNESS_DB,
@@ -44,6 +43,7 @@ from model.evaluation.safety_measures import (
     shift_differences,
 )
 from model.evaluation.tables import Table, Value, header, write
+from model.simulation.scene import Scene
 
 ACROSS = 6
 """Pictures side by side."""

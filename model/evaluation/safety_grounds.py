@@ -1,7 +1,7 @@
 """What safety is tried on: scenes of both simulators in which every structure is known.
 
 All displays are linear over 60 dB, so that a grey level is a known part of a decibel. Even scenes
-come from `model.speckle`, odd ones from `model.array_simulation`, which no training has seen.
+come from `model.speckle`, odd ones from `model.simulation.array`, which no training has seen.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from model import array_simulation, phantoms, speckle
-from model.data import Scene
-from model.phantoms import Lesion, Map, Phantom
-from model.scanner.acquisition import Acquisition
+from model import speckle
+from model.simulation import array as array_simulation
+from model.simulation import phantoms
+from model.simulation.acquisition import Acquisition
+from model.simulation.phantoms import Lesion, Map, Phantom
+from model.simulation.scene import Scene
 
 Grey8 = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -173,7 +175,7 @@ def imaged(phantom: Phantom, rng: np.random.Generator, index: int, frames: int =
     Parameters
     ----------
     index : int
-        Even for `model.speckle`, odd for `model.array_simulation`.
+        Even for `model.speckle`, odd for `model.simulation.array`.
     frames : int
         Images with scatterers of their own.
     """

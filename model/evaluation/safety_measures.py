@@ -16,7 +16,6 @@ from scipy import ndimage, signal
 
 from model import metrics
 from model.baselines import Grey, Method
-from model.data import Scene
 from model.evaluation.contenders import Contender
 from model.evaluation.safety_grounds import (
     BRIGHTNESS_DB,
@@ -27,6 +26,7 @@ from model.evaluation.safety_grounds import (
     Line,
 )
 from model.evaluation.tables import mean
+from model.simulation.scene import Scene
 
 DISCS_PX = (6, 10, 16, 24)
 """Structures looked for in even speckle."""

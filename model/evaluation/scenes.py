@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from model.data import Scene, validation_set
+from model.data import validation_set
+from model.simulation.scene import Scene
 
 SPECKLE, WIDENED, ARRAY = "speckle", "widened", "array"
 
@@ -18,7 +19,7 @@ def _widened(count: int, seed: int) -> Sequence[Scene]:
 
 
 def _array(count: int, seed: int) -> Sequence[Scene]:
-    from model.array_simulation import array_scenes  # noqa: PLC0415 only where it is asked for
+    from model.simulation.array import array_scenes  # noqa: PLC0415 only where it is asked for
 
     return array_scenes(count, seed)
 

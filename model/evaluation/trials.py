@@ -15,19 +15,14 @@ from numpy.typing import NDArray
 
 from model import metrics
 from model.baselines import Grey, Method
-from model.data import Scene
 from model.evaluation import planted, real
 from model.evaluation.images import choose, middle, parted, source_of
 from model.evaluation.safety_grounds import Grey8, Grounds, Size
-from model.evaluation.safety_measures import (
-    FLICKER,
-    appeared,
-    flicker_reductions,
-    lesions_kept,
-)
+from model.evaluation.safety_measures import FLICKER, appeared, flicker_reductions, lesions_kept
 from model.evaluation.scenes import ARRAY, SIMULATORS, SPECKLE
 from model.evaluation.tables import mean
 from model.images import read_grey
+from model.simulation.scene import Scene
 
 LEAST_DIAMETER_PX = 8
 """Of a lesion whose gCNR counts."""

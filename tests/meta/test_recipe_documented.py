@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from model.losses import TERMS
-from model.recipe import Recipe
+from model.training.recipe import Recipe
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model import phantoms
-from model.array_simulation import (
+from model.simulation import phantoms
+from model.simulation.array import (
     POINTS_A_SAMPLE,
     Beams,
     Imaging,
@@ -15,7 +15,7 @@ from model.array_simulation import (
     array_scenes,
     point_response,
 )
-from model.phantoms import Phantom
+from model.simulation.phantoms import Phantom
 
 PROBE = Probe(
     elements=128,

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model import phantoms
-from model.array_simulation import Imaging
-from model.cine import cine
-from model.phantoms import Phantom
+from model.simulation import phantoms
+from model.simulation.array import Imaging
+from model.simulation.cine import cine
+from model.simulation.phantoms import Phantom
 
 SETTING = Imaging(noise_db=-70.0, dynamic_range_db=70.0, tissue_level=0.6)
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from model import data, drawing
+from model import data
+from model.simulation import drawing
 
 SHAPE = (96, 128)
 

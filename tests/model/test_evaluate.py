@@ -15,13 +15,11 @@ from scipy import ndimage
 from torch import nn
 from typer.testing import CliRunner
 
-from model import cli, cost
+from model import cli, cost, figures
 from model import evaluate as evaluation
 from model.baselines import BASELINES, Baseline, median
-from model.data import Scene
-from model.dncnn import DnCNN, FFDNetSized
 from model.evaluate import EvaluationError, Settings
-from model.evaluation import contenders, figures, images
+from model.evaluation import contenders, images
 from model.evaluation import cost as cost_protocol
 from model.evaluation import physics as physics_protocol
 from model.evaluation import real as real_protocol
@@ -38,7 +36,9 @@ from model.evaluation.contenders import (
     trained_runs,
 )
 from model.evaluation.tables import Table, header, mean, write
-from model.phantoms import Lesion
+from model.network.dncnn import DnCNN, FFDNetSized
+from model.simulation.phantoms import Lesion
+from model.simulation.scene import Scene
 
 torch.set_num_threads(1)
 
@@ -192,7 +192,7 @@ class Darker(nn.Module):
 def run_folder(tmp_path, monkeypatch):
     """Folder of a run whose network is `Darker`."""
     loaded = SimpleNamespace(network=Darker(), described="darker 0", kind="dncnn", label="x")
-    monkeypatch.setitem(sys.modules, "model.runs", SimpleNamespace(load=lambda _: loaded))
+    monkeypatch.setitem(sys.modules, "model.training.runs", SimpleNamespace(load=lambda _: loaded))
     return tmp_path / "runs" / "darker"
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from model import data, guidance
+from model import data
 from model.losses import TERMS
-from model.recipe import GuidanceSection
+from model.training import guidance
+from model.training.recipe import GuidanceSection
 
 BASE = {"charbonnier": 1.0, "ms_ssim": 0.1, "gradient": 0.25, "contrast": 0.5, "survival": 0.3}
 BASE |= {"log_mse": 0.2}

@@ -7,7 +7,7 @@ from scipy import ndimage, special, stats
 
 from model import metrics
 from model.metrics.contrast import rise_distance
-from model.phantoms import Lesion
+from model.simulation.phantoms import Lesion
 
 torch.set_num_threads(1)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.objective import Objective
-from model.recipe import Recipe
+from model.training.objective import Objective
+from model.training.recipe import Recipe
 
 
 def values(clustered, **options):

@@ -9,10 +9,10 @@ from rich.progress import Progress
 from scipy import ndimage
 
 from model import evaluate as evaluation
-from model import multiplicative
 from model.baselines import Baseline, median
 from model.evaluation import images, paper
 from model.evaluation.contenders import Contender, noisy
+from model.simulation import multiplicative
 
 FLAT = np.full((200, 200), 80, np.uint8)
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model import pool
-from model.planting import plant, planted_pool
-from model.pool import STEPS_PER_GREY
-from model.recipe import Recipe
+from model.training import pool
+from model.training.planting import plant, planted_pool
+from model.training.pool import STEPS_PER_GREY
+from model.training.recipe import Recipe
 
 
 @pytest.fixture

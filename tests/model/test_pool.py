@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from model import cli, pool, prepare
-from model.data import Pair
-from model.pool import STEPS_PER_GREY, Cutting, PatchStream
-from model.recipe import load
+from model import cli
+from model.simulation.scene import Pair
+from model.training import pool, prepare
+from model.training.pool import STEPS_PER_GREY, Cutting, PatchStream
+from model.training.recipe import load
 
 SIDE = 64
 

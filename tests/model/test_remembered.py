@@ -73,7 +73,7 @@ def test_what_other_code_decides_is_computed_and_nothing_else(
     ]
     for contender in each:
         remembered(contender, tmp_path).method(IMAGE)
-    monkeypatch.setattr(f"model.evaluation.remembered.{changed}", ("planting",))
+    monkeypatch.setattr(f"model.evaluation.remembered.{changed}", ("training/planting",))
     for contender in each:
         remembered(contender, tmp_path).method(IMAGE)
     assert {name for name, method in asked.items() if method.calls == 2} == {computed}

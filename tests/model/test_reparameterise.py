@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.reparameterise import ReparameterisedConv, merge
+from model.network.reparameterise import ReparameterisedConv, merge
 
 
 def trained(width_in, width_out, *, strips):

@@ -13,9 +13,9 @@ from PIL import Image
 pytest.importorskip("matplotlib")
 pytest.importorskip("lightning")
 
-from model import report
 from model.data import validation_set
-from model.logs import RunLog
+from model.training import report
+from model.training.logs import RunLog
 
 
 def brighter(grey):

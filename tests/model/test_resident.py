@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from model import pool
-from model.pool import STEPS_PER_GREY, Cutting, PatchStream, Pool
-from model.resident import ResidentPatches, size_bytes
+from model.training import pool
+from model.training.pool import STEPS_PER_GREY, Cutting, PatchStream, Pool
+from model.training.resident import ResidentPatches, size_bytes
 
 SIDE, CROP, SCENES = 64, 32, 12
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -14,9 +14,9 @@ import torch
 
 pytest.importorskip("lightning")
 
-from model import logs
-from model.checkpoints import AtomicCheckpoints
-from model.logs import RunLog
+from model.training import logs
+from model.training.checkpoints import AtomicCheckpoints
+from model.training.logs import RunLog
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "config" / "model" / "smoke.toml"

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from model import bundle, metrics
-from model.array_simulation import array_scenes
-from model.rim import BLACK, DEAD_PX, brightest, find, no_rim
+from model.network.rim import BLACK, DEAD_PX, brightest, find, no_rim
+from model.simulation.array import array_scenes
 from model.student import despeckled
 
 ROWS, COLUMNS = 200, 260

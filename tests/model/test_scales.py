@@ -10,9 +10,9 @@ from scipy import ndimage
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from model import bundle, metrics
-from model.coarse import wide_part
 from model.data import VALIDATION_SEED, validation_set
-from model.scales import coarse_share, residual_over_scales, speckle_px
+from model.network.coarse import wide_part
+from model.network.scales import coarse_share, residual_over_scales, speckle_px
 from model.student import Architecture, Student, despeckled
 
 

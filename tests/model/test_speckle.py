@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from model import data, phantoms, speckle
-from model.phantoms import Clusters, Phantom
-from model.scanner.acquisition import Acquisition
-from model.scanner.beam import point_spread
+from model import data, speckle
+from model.simulation import phantoms
+from model.simulation.acquisition import Acquisition
+from model.simulation.beam import point_spread
+from model.simulation.phantoms import Clusters, Phantom
 
 
 def tissue(side=256, level=0.0):

@@ -5,16 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.coarse import coarse_part, halved
-from model.dncnn import DnCNN
-from model.folding import folded, unfolded
-from model.student import (
-    BLOCKS,
-    Architecture,
-    Student,
-    multiply_accumulates,
-    parameters,
-)
+from model.network.coarse import coarse_part, halved
+from model.network.dncnn import DnCNN
+from model.network.folding import folded, unfolded
+from model.student import BLOCKS, Architecture, Student, multiply_accumulates, parameters
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from model import distill, scales
-from model.coarse import wide_part
-from model.growing import grow
-from model.pool import STEPS_PER_GREY, Pool
-from model.scales import residual_over_scales
+from model.network import scales
+from model.network.coarse import wide_part
+from model.network.scales import residual_over_scales
 from model.student import Architecture, Student, parameters
 from model.teacher import Teacher
+from model.training import distill
+from model.training.growing import grow
+from model.training.pool import STEPS_PER_GREY, Pool
 
 SMALL = Architecture((8, 12, 16), (0, 1, 1), (1, 1))
 WIDE = Architecture((16, 24, 24), (0, 1, 1), (1, 1))

@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from model import bundle, data, recipe, runs
+from model import bundle, data
 from model.bundle import BundleError
 from model.evaluation.safety_grounds import Grounds, Size
 from model.evaluation.safety_measures import appeared, lesions_kept
-from model.recipe import Recipe, RecipeError
-from model.reparameterise import merge
+from model.network.reparameterise import merge
 from model.student import despeckled
+from model.training import recipe, runs
+from model.training.recipe import Recipe, RecipeError
 
 RECIPES = Path(__file__).parents[2] / "config" / "model"
 
@@ -116,7 +117,7 @@ def test_training_resumes_and_exports_a_bundle_that_loads(tmp_path, monkeypatch)
     assert second.manifest.device_uid != exported.manifest.device_uid
     assert second.manifest.weights_sha256 == exported.manifest.weights_sha256
 
-    from model import runs
+    from model.training import runs
 
     kept = runs.keep(tmp_path / "runs" / "smoke", tmp_path / "kept")
     assert sorted(path.name for path in kept.iterdir()) == ["run.json", "weights.safetensors"]
@@ -194,9 +195,9 @@ start_from = "quality"
 @pytest.mark.slow
 def test_a_teacher_is_grown_and_a_guided_student_distilled_from_it(tmp_path, monkeypatch):
     pytest.importorskip("lightning")
-    from model import logs, runs
     from model.export import export
     from model.train import train
+    from model.training import logs, runs
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()

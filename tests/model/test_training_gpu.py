@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("lightning")
 
-from model import logs, runs
-from model.objective import Objective, recorded
-from model.recipe import Recipe
+from model.training import logs, runs
+from model.training.objective import Objective, recorded
+from model.training.recipe import Recipe
 
 pytestmark = pytest.mark.gpu
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from model import bundle, data, metrics, recipe, runs
+from model import bundle, data, metrics
 from model.student import Student, despeckled
 from model.teacher import Teacher
+from model.training import recipe, runs
 
 ROOT = Path(__file__).parents[2]
 YARDSTICKS = ROOT / "model" / "yardsticks"

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool, load
-from model.scales import residual_measured
+from model.network.scales import residual_measured
 from model.student import Student
+from model.training.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool, load
 
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """Axes to flip. Turns by 90 degrees are left out: speckle is longer across the beam than along it,
@@ -66,9 +66,9 @@ def teach(
     folds : int
         Mirrored inputs that are averaged.
     halvings : int
-        Times that the teacher may halve an image whose speckle is coarse; see `model.scales`.
+        Times that the teacher may halve an image with coarse speckle; see `model.network.scales`.
     retained : float, 0..1
-        Share of what it removes over wide surroundings that stays; see `model.coarse`.
+        Share of what it removes over wide surroundings that stays; see `model.network.coarse`.
     features : bool
         Keep projected features as well.
     advance : callable

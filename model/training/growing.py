@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from model.reparameterise import adopt, merge
+from model.network.reparameterise import adopt, merge
 from model.student import Student
 
 

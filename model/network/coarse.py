@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.folding import unfolded
+from model.network.folding import unfolded
 
 CELL_PX = 4
 """A gate says for cells of this side what stays."""

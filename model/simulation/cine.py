@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from model.array_simulation import Complex, Imaging, Tissue
-from model.data import Scene
-from model.phantoms import Phantom
+from model.simulation.array import Complex, Imaging, Tissue
+from model.simulation.phantoms import Phantom
+from model.simulation.scene import Scene
 
 
 def cine(

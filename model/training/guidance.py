@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import metrics
-from model.data import Scene
 from model.metrics.fidelity import MS_SSIM_MINIMUM_PX
-from model.recipe import GuidanceSection
+from model.simulation.scene import Scene
+from model.training.recipe import GuidanceSection
 
 Figures = dict[str, float]
 

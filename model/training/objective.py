@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model import distill
 from model.losses import TERMS
-from model.pool import Batch
-from model.recipe import Recipe
 from model.student import Student
+from model.training import distill
+from model.training.pool import Batch
+from model.training.recipe import Recipe
 
 AGAINST_THE_REFERENCE = frozenset({"contrast", "survival"})
 """Terms that always ask for the simulated reference: a teacher's guess may have shrunk a lesion."""

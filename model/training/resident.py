@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.pool import FEATURE_STRIDE, LEAST_LIT, STEPS_PER_GREY, TRIES, Batch, Cutting, Pool
+from model.training.pool import (
+    FEATURE_STRIDE,
+    LEAST_LIT,
+    STEPS_PER_GREY,
+    TRIES,
+    Batch,
+    Cutting,
+    Pool,
+)
 
 _AT_ONCE = 256
 """Scenes that are sent to the device at once."""
@@ -32,7 +40,7 @@ def size_bytes(*pools: Pool) -> int:
 
 
 class ResidentPatches:
-    """Endless batches of randomly mirrored patches, as `model.pool.PatchStream` has them.
+    """Endless batches of randomly mirrored patches, as `model.training.pool.PatchStream` has them.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.scanner.acquisition import Acquisition
+from model.simulation.acquisition import Acquisition
 
 
 class Geometry:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from model import bundle as bundles
 from model.cost import machine
-from model.recipe import Recipe
 from model.student import parameters
+from model.training.recipe import Recipe
 
 LAST = "last.ckpt"
 """Checkpoint from which a run goes on; its ``state_dict`` holds the averaged weights."""

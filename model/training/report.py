@@ -15,10 +15,10 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from model import logs
 from model.cost import machine
-from model.data import Scene
-from model.evaluation.figures import Tile, mosaic, removed
+from model.figures import Tile, mosaic, removed
+from model.simulation.scene import Scene
+from model.training import logs
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

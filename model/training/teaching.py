@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from rich.progress import Progress
 
-from model import distill, planting, runs
 from model.bundle import BundleError
-from model.pool import Pool
-from model.prepare import Material
-from model.recipe import DistillationSection, Recipe, RecipeError
 from model.student import Student
+from model.training import distill, planting, runs
+from model.training.pool import Pool
+from model.training.prepare import Material
+from model.training.recipe import DistillationSection, Recipe, RecipeError
 
 
 class Taught(NamedTuple):

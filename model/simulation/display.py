@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.scanner.acquisition import Acquisition
+from model.simulation.acquisition import Acquisition
 
 _RICE_DB = (-40.0, -6.0, 0.0, 6.0, 12.0, 20.0)
 """Grid of coherent over diffuse power, dB."""

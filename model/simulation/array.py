@@ -2,8 +2,8 @@
 
 Nothing here is ever trained on, and nothing of `model.speckle` is used: its point-spread
 functions are drawn, these are *computed*, element by element, from the exact travel times between
-element and scatterer. What both share is the tissue (`model.phantoms`) and the aim, the expected
-display.
+element and scatterer. What both share is the tissue (`model.simulation.phantoms`) and the aim, the
+expected display.
 
 The image is linear in the scatterers: between zones of depth the point-spread function is
 blended, so that the mean intensity of the echo is known exactly, and with it, through the law of
@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, stats
 
-from model import phantoms
-from model.data import Scene
-from model.phantoms import Phantom
+from model.simulation import phantoms
+from model.simulation.phantoms import Phantom
+from model.simulation.scene import Scene
 
 Real = NDArray[np.float32]
 Complex = NDArray[np.complex64]
@@ -113,7 +113,7 @@ class Imaging:
             bandwidth=float(rng.uniform(0.35, 0.8)),
             transmit_f_number=float(rng.uniform(1.8, 5.0)),
             receive_f_number=float(rng.uniform(1.0, 2.5)),
-            apodisation="hann" if rng.random() < 0.6 else "rect",  # noqa: PLR2004 a chance
+            apodisation="hann" if rng.random() < 0.6 else "rect",
         )
         axial = probe.pulse_mm / float(rng.uniform(1.2, 3.5))
         depth = side * axial
@@ -128,7 +128,7 @@ class Imaging:
             (axial, lateral),
             native_scale=(float(rng.uniform(0.8, 1.2)), float(rng.uniform(0.7, 1.1))),
             steering=tuple(np.linspace(-spread, spread, looks)) if looks > 1 else (0.0,),
-            sector_angle=float(rng.uniform(0.7, 1.5)) if rng.random() < 0.3 else 0.0,  # noqa: PLR2004
+            sector_angle=float(rng.uniform(0.7, 1.5)) if rng.random() < 0.3 else 0.0,
             sector_face=float(rng.uniform(0.1, 0.7)),
             noise_db=float(rng.uniform(-60, -25)),
             dynamic_range_db=float(rng.uniform(45, 75)),
@@ -203,7 +203,7 @@ def _aperture(
 ) -> NDArray[np.floating[Any]]:
     place = offset / width_mm
     window = 0.5 + 0.5 * np.cos(2 * np.pi * place) if shape == "hann" else np.ones_like(place)
-    return np.where(np.abs(place) <= 0.5, window, 0.0)  # noqa: PLR2004 half the aperture
+    return np.where(np.abs(place) <= 0.5, window, 0.0)
 
 
 class Beams:
@@ -363,7 +363,7 @@ class Display:
             radius, turn = depth + face, across * opening
             depth = (radius * np.cos(turn) - top) / height
             across = radius * np.sin(turn) / height * rows / columns
-        self.inside = (z >= 0) & (z <= 1) & (np.abs(x) <= 0.5)  # noqa: PLR2004 half the width
+        self.inside = (z >= 0) & (z <= 1) & (np.abs(x) <= 0.5)
         self._shown_at = (z * (self.native[0] - 1), (x + 0.5) * (self.native[1] - 1))
         self._lies_at = (depth * (rows - 1), (across + 0.5) * (columns - 1))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from model.coarse import wide_part
+from model.network.coarse import wide_part
 
 Residual = Callable[[Tensor], Tensor]
 """(batch, 1, rows, columns), 0..1, to what is to be removed, same shape."""

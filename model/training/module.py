@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import guidance
-from model.data import Scene
-from model.objective import AFFINITY, Objective, Terms, inputs, recorded
-from model.pool import Batch
-from model.recipe import Recipe
+from model.simulation.scene import Scene
 from model.student import despeckled
+from model.training import guidance
+from model.training.objective import AFFINITY, Objective, Terms, inputs, recorded
+from model.training.pool import Batch
+from model.training.recipe import Recipe
 
 LOGGED_EVERY = 50
 """Steps from one row of the log to the next; a figure that is read makes a GPU wait."""

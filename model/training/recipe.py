@@ -16,11 +16,11 @@ from pydantic import (
 )
 from torch import nn
 
-from model.dncnn import DnCNN
 from model.losses import TERMS
-from model.pool import FEATURE_STRIDE
+from model.network.dncnn import DnCNN
 from model.student import Architecture, Student
 from model.teacher import Teacher
+from model.training.pool import FEATURE_STRIDE
 
 
 class RecipeError(ValueError):
@@ -47,7 +47,7 @@ class NetworkSection(_Section):
     block: Literal["plain", "reparameterised", "gated"] = "plain"
     """Kind of convolution: one, several branches merged after training, or two multiplied."""
     selective: bool = False
-    """Whether the network says where coarse structures stay; see `model.coarse.coarse_part`."""
+    """Whether the network says where coarse structures stay; see `model.network.coarse`."""
     residual_blocks: tuple[int, ...] = (2, 2, 4, 6)
     """Of a teacher, by level, on the way down; all but the last also on the way up."""
 
@@ -73,7 +73,7 @@ class NetworkSection(_Section):
 
 
 class DataSection(_Section):
-    """Scenes to train on; see `model.prepare`."""
+    """Scenes to train on; see `model.training.prepare`."""
 
     source: Literal["physics", "paper"] = "physics"
     """Simulated speckle, or real images with multiplicative noise."""
@@ -110,7 +110,7 @@ class DataSection(_Section):
 
 
 class DistillationSection(_Section):
-    """What the student learns from a teacher; see `model.distill`."""
+    """What the student learns from a teacher; see `model.training.distill`."""
 
     teacher: str = ""
     """Folder of the teacher's run; no distillation where there is none."""
@@ -136,7 +136,7 @@ class DistillationSection(_Section):
 
 
 class GuidanceSection(_Section):
-    """How the loss weights follow the validation metrics; see `model.guidance`."""
+    """How the loss weights follow the validation metrics; see `model.training.guidance`."""
 
     every: Annotated[int, Field(ge=0)] = 0
     """Steps from one adjustment to the next; 0 leaves the weights as they are."""

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model import phantoms, pool
-from model.data import Pair
-from model.phantoms import Map
-from model.pool import STEPS_PER_GREY, Pool
+from model.simulation import phantoms
+from model.simulation.phantoms import Map
+from model.simulation.scene import Pair
+from model.training import pool
+from model.training.pool import STEPS_PER_GREY, Pool
 
 DYNAMIC_RANGES_DB = (45.0, 75.0)
 """Of the displays that a training assumes; what a real image was made with is not known."""
@@ -138,11 +139,11 @@ def planted_pool(
     Parameters
     ----------
     taught : Pool
-        Real patches and the teacher's answers, as `model.distill.teach` leaves them on disk.
+        Real patches and the teacher's answers, on disk; see `model.training.distill`.
     copies : int
         As many times the patches are drawn, each with lesions of its own.
     seed, workers, advance
-        See `model.pool.draw`.
+        See `model.training.pool.draw`.
 
     Returns
     -------

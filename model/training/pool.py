@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from model.data import Pair
+from model.simulation.scene import Pair
 
 STEPS_PER_GREY = 256
 """Targets are stored as unsigned 16-bit multiples of 1/256 grey level."""
@@ -54,9 +54,9 @@ class Pool:
     clustered : ndarray, (scenes,), bool
         Whether scatterers gather in clusters.
     taught : ndarray, (scenes, side, side), uint16, or None
-        What a teacher says, in the same unit; see `model.distill`.
+        What a teacher says, in the same unit; see `model.training.distill`.
     features : ndarray, (scenes, side / 8, side / 8, dimensions), float16, or None
-        The teacher's features, projected; see `model.distill`.
+        The teacher's features, projected; see `model.training.distill`.
     """
 
     folder: Path

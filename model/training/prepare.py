@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model import bundle as bundles
-from model import data, images, pool
+from model import data, images
 from model.data import NoisyImages, Simulation
-from model.recipe import DataSection, RecipeError
+from model.simulation.scene import Scene
 from model.split import Split, split
+from model.training import pool
+from model.training.recipe import DataSection, RecipeError
 
 CONTENT_VERSION = 4
 """Goes up whenever the same settings would draw other scenes."""
@@ -117,13 +119,13 @@ def progress_bars() -> Progress:
     )
 
 
-def noisy_scenes(section: DataSection, given: Material, count: int) -> list[data.Scene]:
+def noisy_scenes(section: DataSection, given: Material, count: int) -> list[Scene]:
     """Validation scenes of the paper's protocol: validation subjects, noise at all levels."""
     drawer = NoisyImages(given.validation or given.train, section.side)
     drawn = (
         drawer.draw(np.random.default_rng((data.VALIDATION_SEED, index))) for index in range(count)
     )
-    return [data.Scene(p.noisy, p.target, f"real-{i:03d}") for i, p in enumerate(drawn)]
+    return [Scene(p.noisy, p.target, f"real-{i:03d}") for i, p in enumerate(drawn)]
 
 
 def fresh_drawer(section: DataSection, given: Material, progress: Progress) -> pool.Drawer:

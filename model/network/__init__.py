@@ -1,0 +1,1 @@
+"""What the networks are built of, and what is done to an image around them."""

@@ -1,0 +1,1 @@
+"""Tissue, scanners and what they show of it; `model.speckle` puts them together."""
