@@ -243,10 +243,11 @@ def open_instance(path: Path) -> Decoder:
             unpacked = inflate(path)
             source = unpacked
             dataset = read_header(source)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        codecs.require_supported(str(syntax))
         position = source.tell()
         check_kind(dataset)
         source.seek(position)  # deferred elements may have moved it
-        syntax = dataset.file_meta.TransferSyntaxUID
         element = pixelfile.read_header(
             source, implicit=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
         )

@@ -25,7 +25,6 @@ import dicom_node.attributes.quiet  # noqa: F401 - before any file is read
 from dicom_node.attributes.identity import is_own_output, is_valid_uid
 from dicom_node.attributes.transcribe import KNOWN, MALFORMED
 from dicom_node.errors import Permanent, Refused
-from dicom_node.pixels import codecs
 
 US_IMAGE: Final = uid.UltrasoundImageStorage
 US_MULTI_FRAME: Final = uid.UltrasoundMultiFrameImageStorage
@@ -74,8 +73,6 @@ def read_header(file: BinaryIO) -> FileDataset:
             "transfer-syntax-missing",
             "(0002,0010) Transfer Syntax UID is absent; send the object with its file meta group",
         )
-    if syntax != uid.DeflatedExplicitVRLittleEndian:
-        codecs.require_supported(str(syntax))
     _mend(dataset)
     return dataset
 

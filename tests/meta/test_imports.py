@@ -150,7 +150,20 @@ def test_protocols_do_not_know_the_run_that_calls_them(name):
 
 @pytest.mark.parametrize("package", ["dicom_node", "model"])
 def test_no_import_cycles(package):
-    graph = {name: at_top_level(path, package) for name, path in modules(package).items()}
+    assert_no_circle({name: at_top_level(path, package) for name, path in modules(package).items()})
+
+
+@pytest.mark.parametrize("package", ["dicom_node", "model"])
+def test_folders_import_each_other_in_one_direction(package):
+    graph: dict[str, set[str]] = {}
+    for name, path in modules(package).items():
+        folder = name.split(".")[0]
+        below = {each.split(".")[0] for each in at_top_level(path, package)} - {folder, "__init__"}
+        graph.setdefault(folder, set()).update(below)
+    assert_no_circle(graph)
+
+
+def assert_no_circle(graph: dict[str, set[str]]) -> None:
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
