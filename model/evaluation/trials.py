@@ -17,6 +17,7 @@ from model import metrics
 from model.baselines import Grey, Method
 from model.evaluation import planted, real
 from model.evaluation.images import choose, middle, parted, source_of
+from model.evaluation.physics import DETECTABLE_PX
 from model.evaluation.safety_grounds import Grey8, Grounds, Size
 from model.evaluation.safety_measures import FLICKER, appeared, flicker_reductions, lesions_kept
 from model.evaluation.scenes import ARRAY, SIMULATORS, SPECKLE
@@ -24,8 +25,6 @@ from model.evaluation.tables import mean
 from model.images import read_grey
 from model.simulation.scene import Scene
 
-LEAST_DIAMETER_PX = 8
-"""Of a lesion whose gCNR counts."""
 DARKENED = "hc18_fetal_head"
 """Source whose even patches students darken most."""
 IMAGES_EACH = 4
@@ -106,6 +105,7 @@ REAL_COLUMNS = (
 NOTES = {
     "even, clustered": "95th percentile of 10 px discs where the tissue is the same throughout",
     "lesions": "of 3 dB; share that keeps its sign and half of its contrast",
+    "gCNR": f"of whole grey levels, lesions of {DETECTABLE_PX:g} px and more",
 }
 
 
@@ -171,5 +171,5 @@ def _gcnrs(image: Grey, scene: Scene) -> list[float]:
     return [
         metrics.gcnr(shown, lesion.mask, lesion.ring)
         for lesion in scene.lesions
-        if lesion.diameter_px >= LEAST_DIAMETER_PX
+        if lesion.diameter_px >= DETECTABLE_PX
     ]
