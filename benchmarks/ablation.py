@@ -12,12 +12,12 @@ with the mean and, after the sign, half the range over seeds.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
 from model.baselines import Grey
 from model.data import VALIDATION_SEED
@@ -79,25 +79,19 @@ NOTE = "Mean and half the range over seeds."
 STEERED_AT = (
     "Only PSNR and edge strength were ever steered at; in the last two arms survival was, too."
 )
+GROUNDS, REAL_IMAGES = "even and clustered tissue, 3 dB lesions", "real images"
 Figures = dict[str, float]
 
 
 def main() -> None:
     arguments = _arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    folders = {
-        arm: [_trained(number, seed, arm, arguments) for seed in range(1, arguments.seeds + 1)]
-        for number, arm in enumerate(ARMS)
-    }
     torch.set_num_threads(1)
     given = Trials.make(SEED, SIZE, arguments.scenes, arguments.images)
-    judged: dict[str, list[dict[str, Figures]]] = {arm: [] for arm in ARMS}
-    with Progress(transient=True) as progress:
-        task = progress.add_task("judging", total=len(ARMS) * arguments.seeds)
-        for arm, trained in folders.items():
-            for folder in trained:
-                judged[arm].append(_judged(folder, given))
-                progress.advance(task)
+    judged = {
+        arm: [_judged(number, seed, given, arguments) for seed in range(1, arguments.seeds + 1)]
+        for number, arm in enumerate(ARMS)
+    }
     head = header(
         "Ablation",
         {
@@ -112,27 +106,34 @@ def main() -> None:
         },
     )
     columns = dict.fromkeys(given.scenes, ON_SCENES) | {
-        _GROUNDS: trials.GROUND_COLUMNS,
-        _REAL: trials.REAL_COLUMNS,
+        GROUNDS: trials.GROUND_COLUMNS,
+        REAL_IMAGES: trials.REAL_COLUMNS,
     }
     tables = [_table(name, keys, judged) for name, keys in columns.items()]
     for path in write(arguments.output, "ablation", tables, head):
         print(f"wrote {path}")
 
 
-_GROUNDS, _REAL = "even and clustered tissue, 3 dB lesions", "real images"
-
-
-def _trained(number: int, seed: int, arm: str, arguments: argparse.Namespace) -> Path:
-    """The folder of a run, trained where it is not finished."""
+def _judged(
+    number: int, seed: int, given: Trials, arguments: argparse.Namespace
+) -> dict[str, Figures]:
+    """Figures of a run by table, kept beside its recipe for the next start."""
     name = f"ablation-{number}-{seed}"
-    recipe = arguments.output / f"{name}.toml"
-    recipe.write_text(_recipe(name, seed, ARMS[arm], arguments))
-    return train(recipe, arguments.runs).parent
+    recipe, kept = (arguments.output / f"{name}.{kind}" for kind in ("toml", "json"))
+    text = _recipe(name, seed, tuple(ARMS.values())[number], arguments)
+    if kept.exists():
+        before = json.loads(kept.read_text("utf-8"))
+        if before["recipe"] == text:
+            found: dict[str, Figures] = before["figures"]
+            return found
+    recipe.write_text(text, "utf-8")
+    found = figures(train(recipe, arguments.runs).parent, given)
+    kept.write_text(json.dumps({"recipe": text, "figures": found}), "utf-8")
+    return found
 
 
-def _judged(folder: Path, given: Trials) -> dict[str, Figures]:
-    """Figures by table."""
+def figures(folder: Path, given: Trials) -> dict[str, Figures]:
+    """What the network of a run reaches, by table."""
     network = runs.load(folder).network
 
     def method(image: Grey8) -> Grey:
@@ -145,8 +146,8 @@ def _judged(folder: Path, given: Trials) -> dict[str, Figures]:
             key: float(np.nanmean([one.get(key, np.nan) for one in each])) for key in ON_SCENES
         }
     return found | {
-        _GROUNDS: trials.on_grounds(method, given),
-        _REAL: trials.on_real(method, given),
+        GROUNDS: trials.on_grounds(method, given),
+        REAL_IMAGES: trials.on_real(method, given),
     }
 
 
