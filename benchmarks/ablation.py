@@ -77,7 +77,8 @@ DIGITS = 2
 """Of figures that the tables of evaluation have no column for."""
 NOTE = "Mean and half the range over seeds."
 STEERED_AT = (
-    "Only PSNR and edge strength were ever steered at; in the last two arms survival was, too."
+    "Terms and controller steer at PSNR, edge strength and contrast alone; in the last two arms a "
+    "term asks for survival as well."
 )
 GROUNDS, REAL_IMAGES = "even and clustered tissue, 3 dB lesions", "real images"
 Figures = dict[str, float]
@@ -164,7 +165,7 @@ def _table(
             spread = (max(values) - min(values)) / 2
             row[label] = f"{np.mean(values):.{digits}f} ±{spread:.{digits}f}"
         rows.append(row)
-    return Table(name.capitalize(), ("arm", *labels.values()), rows, (NOTE, STEERED_AT))
+    return Table(name[0].upper() + name[1:], ("arm", *labels.values()), rows, (NOTE, STEERED_AT))
 
 
 def _recipe(name: str, seed: int, sections: Sections, arguments: argparse.Namespace) -> str:
