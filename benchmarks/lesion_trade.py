@@ -28,7 +28,6 @@ from model.training import runs
 
 SEED = VALIDATION_SEED + 60
 SIZE = Size(faint=24, plain=0, even=12, blocks=0)
-DIGITS = {"gain dB": 2, "gCNR": 3}
 Row = dict[str, float | str]
 
 
@@ -56,6 +55,7 @@ def main() -> None:
                 progress.advance(task)
     settings = {
         **trials.NOTES,
+        "gCNR": trials.GCNR_NOTE,
         "images of lesions": SIZE.faint,
         "scenes": f"{arguments.scenes} a simulator, for decibels and gCNR; seed {SEED}",
         "images": f"{len(given.real)} of validation subjects",
@@ -76,9 +76,10 @@ def _figures(network: Student, given: Trials) -> Row:
     def method(image: Grey8) -> Grey:
         return despeckled(network, image)
 
-    found: Row = {}
-    for key, value in trials.on_scenes(method, given).items():
-        found[key] = f"{value:.{DIGITS[key.rpartition(', ')[2]]}f}"
+    found: Row = {
+        key: f"{value:.3f}" if key.endswith("gCNR") else value
+        for key, value in trials.on_scenes(method, given).items()
+    }
     return found | trials.on_grounds(method, given) | trials.on_real(method, given)
 
 

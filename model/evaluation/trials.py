@@ -105,8 +105,9 @@ REAL_COLUMNS = (
 NOTES = {
     "even, clustered": "95th percentile of 10 px discs where the tissue is the same throughout",
     "lesions": "of 3 dB; share that keeps its sign and half of its contrast",
-    "gCNR": f"of whole grey levels, lesions of {DETECTABLE_PX:g} px and more",
 }
+GCNR_NOTE = f"of whole grey levels, lesions of {DETECTABLE_PX:g} px and more"
+"""Of `on_scenes`."""
 
 
 def scene_columns(trials: Trials) -> tuple[str, ...]:
