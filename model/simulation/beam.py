@@ -14,7 +14,14 @@ from model.simulation.acquisition import Acquisition
 
 
 class Beam:
-    """The point-spread function, blended from near to far with depth."""
+    """The point-spread function, blended from near to far with depth.
+
+    Parameters
+    ----------
+    setting : Acquisition
+    shape : (int, int)
+        Rows and columns of the native grid.
+    """
 
     def __init__(self, setting: Acquisition, shape: tuple[int, int]) -> None:
         near, far = (

@@ -11,7 +11,14 @@ from model.simulation.acquisition import Acquisition
 
 
 class Geometry:
-    """Geometry of one image: display pixels to native samples and back."""
+    """Geometry of one image: display pixels to native samples and back.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Rows and columns of the display.
+    setting : Acquisition
+    """
 
     def __init__(self, shape: tuple[int, int], setting: Acquisition) -> None:
         rows, columns = shape
