@@ -18,10 +18,13 @@ from datetime import UTC, datetime
 from typing import Final, Self
 
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import EventHandlerType
+from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node.attributes.header import identity_of, read_header
@@ -36,7 +39,12 @@ from dicom_node.errors import NodeError, Permanent, Refused, Transient
 from dicom_node.ledger import Ledger
 from dicom_node.network import reactor, tls
 from dicom_node.network.admission import LOCAL_LIMIT, judge
-from dicom_node.network.contexts import ULTRASOUND, accepted_contexts
+from dicom_node.network.contexts import (
+    ULTRASOUND,
+    accepted_contexts,
+    served_as_storage,
+    unlisted_contexts,
+)
 from dicom_node.network.incoming import IncomingObject, Intake
 from dicom_node.network.status import StoreStatus
 from dicom_node.records import Arrival
@@ -109,6 +117,8 @@ class Receiver:
         handlers: list[EventHandlerType] = [
             (evt.EVT_CONN_OPEN, self._on_connected),
             (evt.EVT_REQUESTED, self._on_requested),
+            (evt.EVT_SOP_COMMON, _on_sop_classes),
+            (evt.EVT_ABORTED, _on_aborted),
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_N_EVENT_REPORT, self._on_report),
@@ -202,6 +212,8 @@ class Receiver:
                 self._open.add(association)
         if refused is None:
             _log.info("receive-association", calling_ae=calling, address=address)
+            if self._settings.receive.other_sop_classes == "skip":
+                _accept_unlisted(association)
             return
         _log.warning(
             "receive-rejected",
@@ -332,6 +344,34 @@ class Receiver:
             changed=changed,
         )
         return int(StoreStatus.SUCCESS), None
+
+
+def _proposed(association: Association) -> list[PresentationContext]:
+    request = association.requestor.primitive
+    return list(request.presentation_context_definition_list) if request else []
+
+
+def _accept_unlisted(association: Association) -> None:
+    """Before the negotiation: also accept storage classes that are retired or private."""
+    unlisted = unlisted_contexts(_proposed(association))
+    if unlisted:
+        acceptor = association.acceptor
+        acceptor.supported_contexts = [*acceptor.supported_contexts, *unlisted]
+
+
+def _on_sop_classes(event: evt.Event) -> dict[UID, SOPClassCommonExtendedNegotiation]:
+    """Say which proposed SOP classes are served as storage, PS3.7 D.3.3.6."""
+    return served_as_storage(_proposed(event.assoc))
+
+
+def _on_aborted(event: evt.Event) -> None:
+    """Note an association that did not end as it should; what was acknowledged stays."""
+    requestor = event.assoc.requestor
+    _log.warning(
+        "receive-aborted",
+        calling_ae=requestor.ae_title.strip(),
+        address=requestor.address or "",
+    )
 
 
 class _Mismatch(Refused):

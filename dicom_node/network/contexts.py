@@ -6,12 +6,13 @@ of the transfer syntaxes proposed in a presentation context).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Final
 
 from pydicom import uid
 from pynetdicom import DEFAULT_TRANSFER_SYNTAXES
+from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 from pynetdicom.presentation import AllStoragePresentationContexts, PresentationContext
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
@@ -24,6 +25,14 @@ US_IMAGE_RETIRED: Final = uid.UID("1.2.840.10008.5.1.4.1.1.6")
 US_MULTIFRAME_RETIRED: Final = uid.UID("1.2.840.10008.5.1.4.1.1.3")
 ULTRASOUND: Final = frozenset({US_IMAGE, US_MULTIFRAME, US_IMAGE_RETIRED, US_MULTIFRAME_RETIRED})
 """SOP classes that the node processes."""
+
+_STORAGE_SERVICE: Final = uid.UID("1.2.840.10008.4.2")
+_STORAGE_ROOT: Final = "1.2.840.10008.5.1.4.1.1."
+"""What the UIDs of all composite storage classes start with, retired ones too."""
+_KNOWN: Final = frozenset(
+    str(context.abstract_syntax) for context in AllStoragePresentationContexts
+)
+"""Storage classes that pynetdicom knows."""
 
 TRANSFER_SYNTAXES: Final = (
     uid.JPEGBaseline8Bit,
@@ -76,19 +85,50 @@ def accepted_contexts(*, other_storage: bool) -> list[PresentationContext]:
     Parameters
     ----------
     other_storage : bool
-        Also every storage SOP class that is not ultrasound: they are acknowledged and
+        Also every storage SOP class of today that is not ultrasound: they are acknowledged and
         skipped, so that a sender that pushes whole studies sees no failure.
     """
     classes = sorted(map(str, ULTRASOUND))
     if other_storage:
-        known = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
-        classes += sorted(known.difference(classes))
+        classes += sorted(_KNOWN.difference(classes))
     contexts = [_context(each, TRANSFER_SYNTAXES) for each in classes]
     contexts.append(_context(Verification, DEFAULT_TRANSFER_SYNTAXES))
     commitment = _context(StorageCommitmentPushModel, DEFAULT_TRANSFER_SYNTAXES)
     # The archive is the SCP of the service that opens an association to report to us, its SCU.
     commitment.scu_role = commitment.scp_role = True
     return [*contexts, commitment]
+
+
+def unlisted_contexts(proposed: Iterable[PresentationContext]) -> list[PresentationContext]:
+    """Contexts for proposed storage classes that no list has: retired and private ones.
+
+    A private class may be of another service than storage; then its first request ends the
+    association, as it would at any acceptor of unknown classes.
+    """
+    classes = {str(each.abstract_syntax) for each in proposed}.difference(_KNOWN, ULTRASOUND)
+    return [_context(each, TRANSFER_SYNTAXES) for each in sorted(classes) if _may_be_storage(each)]
+
+
+def served_as_storage(
+    proposed: Iterable[PresentationContext],
+) -> dict[uid.UID, SOPClassCommonExtendedNegotiation]:
+    """Storage classes that pynetdicom does not know, by the service that it is to treat them as.
+
+    Without that it accepts their contexts and ends the association at the first C-STORE.
+    """
+    classes = {str(each.abstract_syntax) for each in proposed}.difference(_KNOWN)
+    return {uid.UID(each): _of_storage(each) for each in classes if _may_be_storage(each)}
+
+
+def _may_be_storage(sop_class: str) -> bool:
+    return sop_class.startswith(_STORAGE_ROOT) or uid.UID(sop_class).is_private
+
+
+def _of_storage(sop_class: str) -> SOPClassCommonExtendedNegotiation:
+    item = SOPClassCommonExtendedNegotiation()
+    item.sop_class_uid = uid.UID(sop_class)
+    item.service_class_uid = _STORAGE_SERVICE
+    return item
 
 
 def _context(abstract_syntax: str, transfer_syntaxes: Sequence[str]) -> PresentationContext:

@@ -13,10 +13,12 @@ import threading
 from contextlib import ExitStack
 
 import pytest
+import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     BasicTextSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -46,6 +48,9 @@ from dicom_node.spool import Spool
 from tests.ledgers import derive, much_later, send, soon
 from tests.peers import LOOPBACK, wait_until
 from tests.receiving import receive_settings, scanner, small_object
+
+RETIRED_NM_IMAGE = UID("1.2.840.10008.5.1.4.1.1.5")
+PRIVATE_CLASS = UID("1.3.46.670589.2.4.1.1")
 
 
 class Node:
@@ -265,6 +270,17 @@ def test_restarted_receiver_takes_no_association_for_open(tmp_path):
         restarted.stop()
 
 
+# --- what is processed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["skip", "refuse"])
+@pytest.mark.parametrize("sop_class", sorted(ULTRASOUND))
+def test_every_ultrasound_class_is_taken_retired_ones_too(tmp_path, sop_class, other):
+    with Node(tmp_path, other_sop_classes=other) as node:
+        assert store(node, small_object(SOPClassUID=sop_class)).Status == StoreStatus.SUCCESS
+        assert node.ledger.overview().stages == {Stage.DERIVE: 1}
+
+
 # --- what is not processed -------------------------------------------------------------------
 
 
@@ -273,10 +289,21 @@ def test_report_among_the_images_is_acknowledged_and_skipped(node):
     assert node.ledger.overview().stages == {Stage.SKIPPED: 1}
 
 
+@pytest.mark.parametrize("sop_class", [RETIRED_NM_IMAGE, PRIVATE_CLASS])
+def test_classes_that_no_list_has_are_acknowledged_and_skipped_beside_ultrasound(node, sop_class):
+    other, image = small_object(SOPClassUID=sop_class), small_object()
+    contexts = [(each.SOPClassUID, ExplicitVRLittleEndian) for each in (other, image)]
+    with scanner(node.port, contexts) as association:
+        answers = [association.send_c_store(each).Status for each in (other, image)]
+    assert answers == [StoreStatus.SUCCESS] * 2
+    assert node.ledger.overview().stages == {Stage.SKIPPED: 1, Stage.DERIVE: 1}
+
+
 def test_other_sop_classes_are_not_negotiated_where_so_configured(tmp_path):
     with Node(tmp_path, other_sop_classes="refuse") as node:
         contexts = [
             (BasicTextSRStorage, ExplicitVRLittleEndian),
+            (PRIVATE_CLASS, ExplicitVRLittleEndian),
             (UltrasoundImageStorage, ExplicitVRLittleEndian),
         ]
         with scanner(node.port, contexts) as association:
@@ -436,6 +463,19 @@ def test_disk_below_the_watermark_refuses_associations_and_objects(node, monkeyp
 
 
 # --- associations ----------------------------------------------------------------------------
+
+
+def is_abort(line):
+    return line["event"] == "receive-aborted"
+
+
+def test_an_association_that_is_aborted_is_logged_by_its_sender(node):
+    with structlog.testing.capture_logs() as logged:
+        with scanner(node.port, [(Verification, ImplicitVRLittleEndian)]) as association:
+            association.abort()
+        wait_until(lambda: any(is_abort(each) for each in logged), "line about the abort")
+    (entry,) = filter(is_abort, logged)
+    assert (entry["calling_ae"], entry["address"]) == (association.requestor.ae_title, LOOPBACK)
 
 
 @pytest.mark.parametrize("syntax", TRANSFER_SYNTAXES)
