@@ -34,6 +34,7 @@ class EventName(StrEnum):
     INSTANCE_PARKED = "instance-parked"
     INSTANCE_COMPLETED = "instance-completed"
     OPERATOR_RETRY = "operator-retry"
+    OPERATOR_REDERIVE = "operator-rederive"
 
 
 class Outcome(IntEnum):
@@ -61,6 +62,7 @@ _CODES: dict[EventName, EventCode] = {
     EventName.APPLICATION_START: APPLICATION_ACTIVITY,
     EventName.APPLICATION_STOP: APPLICATION_ACTIVITY,
     EventName.OPERATOR_RETRY: APPLICATION_ACTIVITY,
+    EventName.OPERATOR_REDERIVE: APPLICATION_ACTIVITY,
     EventName.INSTANCE_DERIVED: INSTANCES_ACCESSED,
     EventName.SERIES_RELEASED: INSTANCES_ACCESSED,
 }

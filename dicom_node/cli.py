@@ -224,6 +224,21 @@ def retry(
 
 
 @app.command()
+def rederive(
+    uid: Annotated[
+        str, typer.Argument(help="UID of a study, a series, a source or a derived object.")
+    ],
+    config: Config = None,
+) -> None:
+    """Derive anew, by today's configuration, what is done or was skipped, and send it."""
+    from dicom_node.commands import administer
+
+    _, settings = _settings(config)
+    with _ledger(settings, must_exist=True) as ledger:
+        raise typer.Exit(administer.rederive(ledger, uid))
+
+
+@app.command()
 def audit(
     uid: Annotated[
         str | None,

@@ -49,13 +49,17 @@ def purge_files(settings: Settings, ledger: Ledger, spool: Spool) -> None:
     """Remove the files of instances that ended long enough ago; their rows stay."""
     before = datetime.now(UTC) - timedelta(hours=settings.spool.keep_hours)
     ended = ledger.expired(before)
+    if not ended:
+        return
+    # The ledger first: one that is to be derived anew meanwhile keeps its files, and what a crash
+    # leaves behind is swept.
+    forgotten = ledger.forget_files([instance.id for instance in ended])
     for instance in ended:
-        for path in (instance.source_path, instance.derived_path):
-            if path is not None:
-                spool.remove(path)
-    if ended:
-        ledger.forget_files([instance.id for instance in ended])
-        _log.info("files-purged", instances=len(ended))
+        if instance.id in forgotten:
+            for path in (instance.source_path, instance.derived_path):
+                if path is not None:
+                    spool.remove(path)
+    _log.info("files-purged", instances=len(forgotten))
 
 
 def sweep_orphans(ledger: Ledger, spool: Spool) -> None:

@@ -322,3 +322,19 @@ def retry(ledger: Ledger, uid: str | None) -> int:
     ledger.append_event(event(EventName.OPERATOR_RETRY, sop_instance_uid=uid or "", detail=scope))
     console.print(f"{count} instance{'s' if count > 1 else ''} set going again")
     return 0
+
+
+def rederive(ledger: Ledger, uid: str) -> int:
+    """Derive anew what has ended under a UID; 1 where nothing can be."""
+    set_going, purged = ledger.rederive(uid)
+    console = Console(highlight=False)
+    if set_going:
+        ledger.append_event(event(EventName.OPERATOR_REDERIVE, detail=uid))
+        console.print(f"{set_going} instance{'s' if set_going > 1 else ''} set going again")
+    if purged:
+        console.print(
+            f"{purged} purged (spool.keep_hours); send the source again to derive it anew"
+        )
+    if not set_going and not purged:
+        console.print(f"nothing done or skipped under {uid}")
+    return int(not set_going)

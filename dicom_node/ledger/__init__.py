@@ -17,7 +17,7 @@ from typing import Self
 import sqlalchemy as sa
 
 from dicom_node.audit import Event
-from dicom_node.ledger.arrivals import ArrivalLedger, event_of, event_row
+from dicom_node.ledger.arrivals import NEVER_DERIVED, ArrivalLedger, event_of, event_row
 from dicom_node.ledger.confirmations import ConfirmationLedger
 from dicom_node.ledger.schema import Database, Row, deliveries, events, instances, open_series
 from dicom_node.ledger.work import LeaseLost, WorkLedger, instance_of
@@ -134,6 +134,43 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
                 touched.add(row.id)
         return len(touched)
 
+    def rederive(self, uid: str) -> tuple[int, int]:
+        """Let instances that have ended be derived anew, by the configuration of today.
+
+        Parameters
+        ----------
+        uid : str
+            Of a source instance, a derived one, the series of either, or a study.
+
+        Returns
+        -------
+        set_going, purged : int
+            Instances that wait for `derive` now, and those whose files are no longer held: they
+            are derived anew when their sender sends them again.
+        """
+        named = (
+            instances.c.sop_instance_uid,
+            instances.c.derived_instance_uid,
+            instances.c.series_uid,
+            instances.c.derived_series_uid,
+            instances.c.study_uid,
+        )
+        with self._database.write() as connection:
+            ended = connection.execute(
+                sa.select(instances)
+                .where(
+                    sa.or_(*(column == uid for column in named)),
+                    instances.c.stage.in_(_ENDED),
+                    sa.func.coalesce(instances.c.error_code, "").not_in(NEVER_DERIVED),
+                )
+                .order_by(instances.c.id)
+                .with_for_update()
+            ).all()
+            held = [row for row in ended if not row.files_purged]
+            for row in held:
+                self._move(connection, row, Stage.DERIVE, ended_at=None)
+        return len(held), len(ended) - len(held)
+
     def expired(self, before: datetime) -> list[Instance]:
         """Instances that ended before a time and whose files the spool still holds."""
         query = (
@@ -148,14 +185,22 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
         with self._database.read() as connection:
             return [instance_of(row) for row in connection.execute(query)]
 
-    def forget_files(self, instance_ids: Iterable[int]) -> None:
-        """Note that the files of ended instances are gone, or about to be; rows stay."""
+    def forget_files(self, instance_ids: Iterable[int]) -> set[int]:
+        """Note that the files of ended instances are about to go; rows stay.
+
+        Returns
+        -------
+        set of int
+            Those that have ended indeed: nobody needs their files any more.
+        """
         with self._database.write() as connection:
-            connection.execute(
+            forgotten = connection.scalars(
                 sa.update(instances)
                 .where(instances.c.id.in_(list(instance_ids)), instances.c.stage.in_(_ENDED))
                 .values(files_purged=True)
+                .returning(instances.c.id)
             )
+            return set(forgotten)
 
     def known_files(self) -> set[Path]:
         """Every file that a row still needs, for `Spool.sweep`."""

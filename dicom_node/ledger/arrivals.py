@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
@@ -26,6 +26,9 @@ from dicom_node.records import Arrival, SeriesArrivals, Stage
 _log = structlog.get_logger(__name__)
 
 _UNSENT = (Stage.DERIVE, Stage.SEND)
+
+NEVER_DERIVED: Final = ("not-ultrasound", "own-output")
+"""Codes of what the receiver skips: no configuration makes the node derive it."""
 
 
 class ArrivalLedger:
@@ -48,11 +51,13 @@ class ArrivalLedger:
         Returns
         -------
         list of bool
-            For each arrival whether its file is now the instance's. False: the instance was
+            For each arrival whether its file is now the instance's. False: the instance is
             held already, and the caller deletes the new file. The first object of a UID is
             kept, as archives do, also if the bytes differ (audit event ``instance-differs``),
-            with one exception: different bytes replace an instance that was parked in
-            ``derive`` or skipped, since a sender that repeats such an object has repaired it.
+            with three exceptions. An instance that was skipped is taken again, since
+            configuration or object may have changed; different bytes replace one that was parked
+            in ``derive``, since their sender has repaired it; and the same bytes of one that is
+            done are derived anew where its files have been purged.
 
         Raises
         ------
@@ -94,12 +99,13 @@ class ArrivalLedger:
                     instances.c.sha256,
                     instances.c.stage,
                     instances.c.failed_stage,
+                    instances.c.files_purged,
                 )
                 .where(instances.c.sop_instance_uid == uid)
                 .with_for_update()
             ).one()
             same = held.sha256 == arrival.sha256
-            taken = not same and skip is None and _is_replaceable(held)
+            taken = skip is None and _is_replaceable(held, same=same)
             if taken:
                 connection.execute(
                     sa.update(instances).where(instances.c.id == held.id).values(**row)
@@ -203,12 +209,13 @@ class ArrivalLedger:
             )
 
 
-def _is_replaceable(held: Row) -> bool:
-    """Whether a held instance can never have given a derived object."""
-    return (Stage(held.stage), held.failed_stage) in {
-        (Stage.SKIPPED, None),
-        (Stage.PARKED, Stage.DERIVE),
-    }
+def _is_replaceable(held: Row, *, same: bool) -> bool:
+    """Whether an instance that is known is processed once more; see `record_arrivals`."""
+    if held.stage == Stage.SKIPPED:
+        return True
+    if held.stage == Stage.DONE:
+        return same and bool(held.files_purged)
+    return not same and (held.stage, held.failed_stage) == (Stage.PARKED, Stage.DERIVE)
 
 
 def _row(arrival: Arrival, skip: NodeError | None) -> dict[str, Any]:

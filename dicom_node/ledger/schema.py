@@ -174,8 +174,9 @@ STAGE_TRANSITIONS: Final[Mapping[Stage, frozenset[Stage]]] = {
     Stage.SEND: frozenset({Stage.COMMIT, Stage.AUDIT, Stage.PARKED}),
     Stage.COMMIT: frozenset({Stage.SEND, Stage.AUDIT, Stage.PARKED}),
     Stage.AUDIT: frozenset({Stage.DONE, Stage.PARKED}),
-    Stage.DONE: frozenset(),
-    # A corrected copy of an instance that never gave a derived object replaces it.
+    # What has ended is derived anew where the operator asks for it, or where it comes once more
+    # and was skipped or is not held any longer.
+    Stage.DONE: frozenset({Stage.DERIVE}),
     Stage.SKIPPED: frozenset({Stage.DERIVE}),
     Stage.PARKED: frozenset({Stage.DERIVE, Stage.SEND, Stage.COMMIT, Stage.AUDIT}),
 }
@@ -196,7 +197,7 @@ DELIVERY_TRANSITIONS: Final[Mapping[DeliveryState, frozenset[DeliveryState]]] = 
     DeliveryState.SENT: frozenset(
         {DeliveryState.PENDING, DeliveryState.CONFIRMED, DeliveryState.PARKED}
     ),
-    DeliveryState.CONFIRMED: frozenset(),
+    DeliveryState.CONFIRMED: frozenset({DeliveryState.PENDING}),  # its source was derived anew
     DeliveryState.PARKED: frozenset({DeliveryState.PENDING, DeliveryState.SENT}),
 }
 """Every change of a delivery's state that the ledger performs."""

@@ -21,6 +21,8 @@ from dicom_node.ledger.schema import (
     Row,
     UtcTime,
     check_stage,
+    check_state,
+    commitments,
     deliveries,
     events,
     instances,
@@ -95,6 +97,8 @@ class WorkLedger:
     ) -> None:
         """Record the derived file and one pending delivery for each destination.
 
+        Of an instance that is derived anew the old deliveries become pending, for the new object.
+
         Raises
         ------
         LeaseLost
@@ -127,7 +131,30 @@ class WorkLedger:
                     "lost_leases": 0,
                     "due_at": datetime.now(UTC),
                 }
-                connection.execute(self._database.insert_or_ignore(deliveries, delivery))
+                self._deliver(connection, delivery)
+
+    def _deliver(self, connection: sa.Connection, delivery: Mapping[str, Any]) -> None:
+        """Begin a delivery; one to the same destination begins anew."""
+        begun = connection.execute(self._database.insert_or_ignore(deliveries, delivery))
+        if begun.rowcount:
+            return
+        earlier = connection.execute(
+            sa.select(deliveries)
+            .where(
+                deliveries.c.instance_id == delivery["instance_id"],
+                deliveries.c.destination == delivery["destination"],
+            )
+            .with_for_update()
+        ).one()
+        check_state(DeliveryState(earlier.state), DeliveryState.PENDING)
+        connection.execute(
+            sa.delete(commitments).where(commitments.c.delivery_id == earlier.id)
+        )  # what the archive may yet answer is of the object before
+        over = ("transaction_uid", "failed_state", "failing_since", "lease_owner", "lease_until")
+        fresh = dict.fromkeys((*over, "error_code", "error", "error_at"))
+        connection.execute(
+            sa.update(deliveries).where(deliveries.c.id == earlier.id).values(**fresh, **delivery)
+        )
 
     def finish_audit(self, instance_id: int, owner: str, event: Event | None = None) -> None:
         """Close an instance, with its closing audit event in the same transaction."""

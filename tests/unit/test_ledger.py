@@ -28,6 +28,7 @@ from tests.receiving import START, after, arrival
 BAD = Permanent("pixel-data-truncated", "(7FE0,0010) is too short; send it again")
 DOWN = Transient("peer-unreachable", "pacs: connection refused")
 SKIP = Refused("not-ultrasound", "an SR")
+NO_TISSUE = Refused("no-tissue", "nothing to change")
 
 
 @pytest.fixture(params=DATABASES)
@@ -47,6 +48,13 @@ def released(ledger: Ledger, *instances: str, destinations=("pacs",)) -> None:
         ledger.record_arrival(arrival(each))
         derive(ledger, destinations=destinations)
     ledger.release_series("1.2", "quiet", soon())
+
+
+def complete(ledger: Ledger, transaction: str = "2.25.7") -> None:
+    """The one instance is derived, sent, confirmed and closed."""
+    committing(ledger, "1.2.3", transaction=transaction)
+    ledger.commit_report(transaction, ["2.25.1.2.3"], {})
+    ledger.finish_audit(ledger.claim_audit("w", soon()).id, "w")
 
 
 def names(ledger: Ledger) -> list[str]:
@@ -128,6 +136,31 @@ def test_skipped_arrival_is_recorded_with_its_reason_and_never_claimed(ledger):
     assert ledger.claim_derive("w", much_later()) is None
     assert ledger.series_arrivals(soon()) == []
     assert names(ledger) == ["instance-skipped"]
+
+
+def test_same_bytes_of_an_instance_that_the_worker_skipped_are_taken_again(ledger):
+    ledger.record_arrival(arrival())
+    ledger.skip(ledger.claim_derive("w", soon()).id, "w", NO_TISSUE)
+    again = arrival()
+    assert ledger.record_arrival(again)
+    claimed = ledger.claim_derive("w", soon())
+    assert (claimed.source_path, claimed.error_code) == (again.path, None)
+
+
+def test_same_bytes_of_an_instance_that_the_receiver_skipped_stay_skipped(ledger):
+    ledger.record_arrival(arrival(), skip=SKIP)
+    assert not ledger.record_arrival(arrival(), skip=SKIP)
+    assert stage_of(ledger) is Stage.SKIPPED
+
+
+def test_same_bytes_of_an_instance_that_is_done_are_taken_again_once_its_files_are_gone(ledger):
+    complete(ledger)
+    assert not ledger.record_arrival(arrival())
+    ledger.forget_files([1])
+    assert not ledger.record_arrival(arrival(sha256="1" * 64)), "not what was derived"
+    assert ledger.record_arrival(arrival())
+    assert stage_of(ledger) is Stage.DERIVE
+    assert len(ledger.series_arrivals(soon())) == 1, "its series is released anew"
 
 
 def test_own_derived_object_that_comes_back_is_skipped_whatever_its_content(ledger):
@@ -550,6 +583,50 @@ def test_retry_of_everything_leaves_nothing_parked(ledger):
     assert Stage.PARKED not in ledger.overview().stages
 
 
+@pytest.mark.parametrize("uid", ["1.1", "1.2", "1.2.3", "2.25.1.2", "2.25.1.2.3"])
+def test_what_is_done_is_derived_anew_under_every_uid_of_it(ledger, uid):
+    complete(ledger)
+    assert ledger.rederive(uid) == (1, 0)
+    assert stage_of(ledger) is Stage.DERIVE
+    assert ledger.rederive(uid) == (0, 0), "it has not ended any more"
+
+
+def test_derived_anew_it_is_sent_anew_and_the_answer_to_an_earlier_question_does_not_count(ledger):
+    complete(ledger)
+    ledger.rederive("1.2.3")
+    instance = ledger.claim_derive("w", soon())
+    anew = DerivedIdentity("2.25.99", "2.25.98")
+    ledger.finish_derive(
+        instance.id,
+        "w",
+        anew,
+        Path("/spool/derived/99.dcm"),
+        destinations=["pacs"],
+        sop_class_uid=instance.identity.sop_class_uid,
+        timings={},
+    )
+    assert ledger.commit_report("2.25.7", ["2.25.1.2.3"], {}) == 0
+    (delivery,) = send(ledger)
+    assert (delivery.sop_instance_uid, delivery.series_instance_uid) == ("2.25.99", "2.25.98")
+    assert delivery.transaction_uid is None
+    assert stage_of(ledger) is Stage.COMMIT
+
+
+def test_what_waits_is_parked_or_is_not_for_the_node_is_not_derived_anew(ledger):
+    ledger.record_arrival(arrival("1.2.3"))
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    ledger.record_arrival(arrival("1.2.4"))
+    ledger.record_arrival(arrival("1.2.5"), skip=SKIP)
+    assert ledger.rederive("1.2") == (0, 0)
+
+
+def test_what_is_purged_cannot_be_derived_anew_and_is_counted(ledger):
+    complete(ledger)
+    ledger.forget_files([1])
+    assert ledger.rederive("1.2") == (0, 1)
+    assert stage_of(ledger) is Stage.DONE
+
+
 def test_overview_counts_and_shows_the_newest_errors_first(ledger):
     released(ledger, "1.2.3")
     (delivery,) = ledger.claim_send("w", soon())
@@ -576,15 +653,14 @@ def test_files_of_ended_instances_expire_and_are_forgotten(ledger):
     (ended,) = ledger.expired(much_later())
     assert ended.identity.sop_instance_uid == "1.2.3"
     assert len(ledger.known_files()) == 3
-    ledger.forget_files([ended.id])
+    assert ledger.forget_files([ended.id]) == {ended.id}
     assert ledger.expired(much_later()) == []
     assert len(ledger.known_files()) == 1
-    assert not ledger.record_arrival(arrival("1.2.3")), "the row stays, for duplicates"
 
 
 def test_files_of_work_in_progress_cannot_be_forgotten(ledger):
     ledger.record_arrival(arrival())
-    ledger.forget_files([1])
+    assert ledger.forget_files([1]) == set()
     assert len(ledger.known_files()) == 1
 
 
@@ -663,8 +739,8 @@ def test_reader_sees_the_state_before_a_transaction_that_is_under_way(tmp_path):
 def test_transition_tables_cover_every_stage_and_state():
     assert set(STAGE_TRANSITIONS) == set(Stage)
     assert set(DELIVERY_TRANSITIONS) == set(DeliveryState)
-    assert STAGE_TRANSITIONS[Stage.DONE] == frozenset()
-    assert DELIVERY_TRANSITIONS[DeliveryState.CONFIRMED] == frozenset()
+    assert STAGE_TRANSITIONS[Stage.DONE] == frozenset({Stage.DERIVE})
+    assert DELIVERY_TRANSITIONS[DeliveryState.CONFIRMED] == frozenset({DeliveryState.PENDING})
 
 
 def test_identity_of_the_derived_object_is_kept_when_derive_is_repeated(ledger):
