@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dicom_node.errors import ConfigError
 
-AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
+_PRINTABLE = r"^[ -\[\]-~]+$"
+"""ASCII without the backslash, which separates values, PS3.5 6.1 and 6.2."""
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=_PRINTABLE)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Strength = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -31,7 +33,9 @@ class NodeSection(_Section):
 
     ae_title: AETitle = "DESPECKLE"
     """Application Entity title that scanners and the PACS call."""
-    station_name: Annotated[str, Field(max_length=16)] = "DESPECKLE"
+    station_name: Annotated[str, Field(min_length=1, max_length=16, pattern=_PRINTABLE)] = (
+        "DESPECKLE"
+    )
     """(0008,1010) *Station Name* in the provenance of derived objects."""
     state_directory: Path = Path("/var/lib/dicom-node")
     """Holds the spool and, unless `ledger.url` says otherwise, the ledger."""
@@ -174,9 +178,9 @@ class DeriveSection(_Section):
 
     series_number_offset: Annotated[int, Field(ge=1)] = 1000
     """Added to (0020,0011) *Series Number* of the source."""
-    series_description_label: Annotated[str, Field(min_length=1, max_length=48)] = (
-        "AI despeckled (research)"
-    )
+    series_description_label: Annotated[
+        str, Field(min_length=1, max_length=48, pattern=_PRINTABLE)
+    ] = "AI despeckled (research)"
     """Added to (0008,103E) *Series Description* of the source."""
     content_qualification: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"
     """(0018,9004) *Content Qualification*."""
@@ -358,6 +362,8 @@ def _explain(error: ValidationError) -> list[str]:
             sentences.append(f"{key}: missing; add it")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "string_pattern_mismatch":
+                message = "use printable ASCII characters only, and no backslash"
             sentences.append(f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}")
     return sentences
 

@@ -75,9 +75,9 @@ class Decoder:
                 self._extents = coded_extents(file, dataset, element)
             else:
                 self._extents = native_extents(dataset, element, self._layout)
-            stream = codecs.read_stream(self.transfer_syntax, self._stored(file, 0))
-        self._repair(stream, rows, columns)
-        self._record_lossy()
+            first = self._stored(file, 0)
+        self._repair(codecs.read_stream(self.transfer_syntax, first), rows, columns)
+        self._record_lossy(codecs.lossy_method(self.transfer_syntax, first))
         photometric = self._layout.photometric
         self.geometry = Geometry(
             frames=len(self._extents),
@@ -142,9 +142,8 @@ class Decoder:
             samples=len(stream.components),
         )
 
-    def _record_lossy(self) -> None:
-        """Supply the lossy history where a lossy transfer syntax proves it, PS3.3 C.7.6.1.1.5."""
-        method = codecs.LOSSY_METHOD.get(self.transfer_syntax)
+    def _record_lossy(self, method: str | None) -> None:
+        """Supply the lossy history where the pixels themselves prove it, PS3.3 C.7.6.1.1.5."""
         if method is None or self.dataset.get("LossyImageCompression") == "01":
             return
         geometry_bytes = self._layout.samples * self._layout.bits_allocated // 8

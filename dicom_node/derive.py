@@ -51,6 +51,14 @@ _PALETTE_TAGS: Final = (
     *range(0x00281211, 0x00281215),
     *range(0x00281220, 0x00281225),
 )
+_OF_STORED_VALUES: Final = (
+    0x00280120,
+    0x00280121,
+    *range(0x00281050, 0x00281057),
+    0x00283000,
+    0x00283010,
+)
+"""Pixel Padding Value, Modality and VOI LUT: of a palette's indices they would window greys."""
 _COLOUR_ONLY: Final = (0x00280006, 0x00282000, 0x00282002)
 """Planar Configuration, ICC Profile, Color Space."""
 
@@ -135,7 +143,7 @@ def _describe_pixels(derived: Dataset, source: Dataset, geometry: Geometry) -> N
     """The Image Pixel module of 8-bit grey or RGB frames, PS3.3 C.7.6.3."""
     was_palette = "PALETTE" in str(source.get("PhotometricInterpretation"))
     if was_palette:
-        _remove(derived, _PALETTE_TAGS)
+        _remove(derived, _PALETTE_TAGS + _OF_STORED_VALUES)
     if geometry.colour:
         derived.SamplesPerPixel = 3
         derived.PhotometricInterpretation = "RGB"

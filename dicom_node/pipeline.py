@@ -229,7 +229,8 @@ def _require_tissue(tissue: TissueMap) -> None:
         return
     remedy = {
         "none": 'regions.without_regions is "skip"; set it to "estimate" to process such objects',
-        "estimated": "the object states no (0018,6011) regions and no area of tissue is certain",
+        "estimated": "the object states no usable (0018,6011) regions, and no area of tissue is "
+        "certain",
         "ultrasound-regions": "(0018,6011) Sequence of Ultrasound Regions leaves no grey tissue "
         "in a 2-D B-mode region",
     }

@@ -27,15 +27,14 @@ from dicom_node.pixels.morphology import Mask, dilate
 
 RegionSource = Literal["ultrasound-regions", "estimated", "none"]
 
-PIXEL_POLICY: Final = "regions-1"
+PIXEL_POLICY: Final = "regions-2"
 """Part of the derived identity: a new name wherever other pixels would be allowed to change."""
 _STRONG: Final = 3
 """A pixel this many times past the grey tolerance is colour drawn on purpose, with soft edges."""
 
 
-_REGION_KEYWORDS: Final = (
-    "RegionSpatialFormat",
-    "RegionDataType",
+_KINDS: Final = ("RegionSpatialFormat", "RegionDataType")
+_BOUNDS: Final = (
     "RegionLocationMinX0",
     "RegionLocationMinY0",
     "RegionLocationMaxX1",
@@ -109,10 +108,11 @@ class TissueMap:
 
 
 def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
-    """(0018,6011) *Sequence of Ultrasound Regions*, clipped; broken items are left out.
+    """(0018,6011) *Sequence of Ultrasound Regions*, clipped; items without an area are left out.
 
-    Bounds in the data set are inclusive, from zero. Items that are incomplete, inverted or
-    wholly outside the image hold no pixel and are dropped.
+    Bounds in the data set are inclusive, from zero. Items whose bounds are incomplete, inverted or
+    wholly outside the image hold no pixel and are dropped. An item that does not say what it
+    holds is of no kind (0): its pixels are not known to be tissue.
     """
     regions = []
     try:
@@ -120,18 +120,25 @@ def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
     except MALFORMED:
         items = []
     for item in items:
-        try:
-            values = [item.get(keyword) for keyword in _REGION_KEYWORDS]
-        except MALFORMED:
+        bounds = [value for key in _BOUNDS if (value := _number(item, key)) is not None]
+        if len(bounds) < len(_BOUNDS):
             continue
-        if not all(isinstance(value, int) for value in values):
-            continue
-        spatial, kind, left, top, right, bottom = values
+        left, top, right, bottom = bounds
         left, top = max(left, 0), max(top, 0)
         right, bottom = min(right, columns - 1), min(bottom, rows - 1)
         if left < right and top < bottom:
+            spatial, kind = (_number(item, key) or 0 for key in _KINDS)
             regions.append(Region(spatial, kind, slice(top, bottom + 1), slice(left, right + 1)))
     return regions
+
+
+def _number(item: Dataset, keyword: str) -> int | None:
+    """An integer of an item; None where there is none, or something else."""
+    try:
+        value = item.get(keyword)
+    except MALFORMED:
+        return None
+    return value if isinstance(value, int) else None
 
 
 def tissue_map(
@@ -168,6 +175,7 @@ def tissue_map(
     neutral = np.zeros((256, 3), np.int16)
     if not area.any():
         return TissueMap(area, source, neutral)
+    sample_frames = _plainest_first(sample_frames)
     lossy = dataset.get("LossyImageCompression") == "01"
     curve = tint.estimate(sample_frames, area) if geometry.colour else neutral
     luminances = [_positive(luminance(frame), geometry) for frame in sample_frames]
@@ -193,6 +201,16 @@ def tissue_map(
     levels = insonation.overlay_levels(luminances[0], outside & ~coloured)
     allowed &= ~insonation.strokes(luminances, levels, lossy=lossy)
     return TissueMap(allowed, source, curve)
+
+
+def _plainest_first(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """The frames, in front of all the first that shows as much as others do.
+
+    What the display looks like is read from it: a cine may begin with a blank frame.
+    """
+    spreads = [float(frame.std()) for frame in frames]
+    first = next(i for i, spread in enumerate(spreads) if spread >= max(spreads) / 2)
+    return [frames[first], *frames[:first], *frames[first + 1 :]]
 
 
 def grey_pixels(frame: Frame, curve: NDArray[np.int16], tolerance: int) -> Mask:

@@ -27,7 +27,7 @@ from dicom_node.pipeline import Despeckler, derive_instance, identity_of
 from dicom_node.service.folder import write_into
 
 Frame = NDArray[np.uint8]
-_TWO_D: Final = 1
+_TWO_D, _TISSUE = 1, 1
 _WHITE: Final = 255
 ROUNDING_SHARE: Final = 0.001
 """Pixels that may differ by more than a grey level, as in the self-test of a bundle."""
@@ -45,7 +45,6 @@ _UNCHANGED: Final = (
     "InstanceNumber",
     "Rows",
     "Columns",
-    "NumberOfFrames",
     "SequenceOfUltrasoundRegions",
     "PixelSpacing",
     "FrameTime",
@@ -185,6 +184,9 @@ def _attributes(source: Dataset, derived: Dataset) -> list[str]:
         for keyword in _UNCHANGED
         if _public(source.get(keyword)) != _public(derived.get(keyword))
     ]
+    frames = source.get("NumberOfFrames")  # the node supplies what the source lacks
+    if frames is not None and frames != derived.get("NumberOfFrames"):
+        problems.append("NumberOfFrames differs from the source")
     if derived.SOPInstanceUID == source.SOPInstanceUID:
         problems.append("SOPInstanceUID is the source's")
     if derived.SeriesInstanceUID == source.SeriesInstanceUID:
@@ -216,15 +218,23 @@ def _public(value: object) -> object:
 
 
 def _protected(source: Dataset, rows: int, columns: int) -> NDArray[np.bool_]:
-    """Pixels outside every 2-D region that the scanner declared; none where it declared none."""
-    regions = source.get("SequenceOfUltrasoundRegions") or []
-    protected = np.full((rows, columns), bool(regions))
-    for region in regions:
-        if region.get("RegionSpatialFormat") == _TWO_D:
-            top, bottom = region.RegionLocationMinY0, region.RegionLocationMaxY1
-            left, right = region.RegionLocationMinX0, region.RegionLocationMaxX1
-            protected[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = False
-    return protected
+    """Pixels that the scanner's regions do not declare to be tissue; none where it declares none.
+
+    Tissue is what lies in a 2-D tissue region and in no region of another kind.
+    """
+    tissue, other = np.zeros((2, rows, columns), bool)
+    for region in source.get("SequenceOfUltrasoundRegions") or []:
+        kind = (region.get("RegionSpatialFormat") or 0, region.get("RegionDataType") or 0)
+        bounds = [
+            region.get(f"RegionLocation{bound}") for bound in ("MinY0", "MaxY1", "MinX0", "MaxX1")
+        ]
+        if None in bounds or kind == (0, 0):
+            continue
+        top, bottom, left, right = bounds
+        area = tissue if kind == (_TWO_D, _TISSUE) else other
+        area[max(top, 0) : max(bottom + 1, 0), max(left, 0) : max(right + 1, 0)] = True
+    declared = bool(tissue.any() or other.any())
+    return ~(tissue & ~other) if declared else np.zeros((rows, columns), bool)
 
 
 def _rgb(frame: Frame) -> Frame:

@@ -41,12 +41,20 @@ _PLUGINS: Final[dict[str, str]] = {
     uid.RLELossless: "pydicom",
 }
 ENCAPSULATED: Final = frozenset(_PLUGINS)
-LOSSY_METHOD: Final[dict[str, str]] = {
+_LOSSY_METHOD: Final[dict[str, str]] = {
     uid.JPEGBaseline8Bit: "ISO_10918_1",
     uid.JPEGExtended12Bit: "ISO_10918_1",
     uid.JPEGLSNearLossless: "ISO_14495_1",
 }
 """(0028,2114) *Lossy Image Compression Method* of syntaxes that cannot be lossless."""
+_IRREVERSIBLE_METHOD: Final[dict[str, str]] = {
+    uid.JPEG2000Lossless: "ISO_15444_1",
+    uid.JPEG2000: "ISO_15444_1",
+    uid.HTJ2KLossless: "ISO_15444_15",
+    uid.HTJ2KLosslessRPCL: "ISO_15444_15",
+    uid.HTJ2K: "ISO_15444_15",
+}
+"""The same of syntaxes that may be either, where the stream's wavelet is the irreversible one."""
 _BY_PILLOW: Final = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit})
 _WITH_SOF: Final = _BY_PILLOW | {
     uid.JPEGLossless,
@@ -56,6 +64,7 @@ _WITH_SOF: Final = _BY_PILLOW | {
 }
 _FRAME_HEADERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _PREFIX, _APP0, _APP14, _START_OF_SCAN, _ADOBE_LENGTH = 0xFF, 0xE0, 0xEE, 0xDA, 12
+_CODING_STYLE, _TRANSFORMATION, _IRREVERSIBLE = b"\xff\x52", 13, b"\0"
 _STAND_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -72,6 +81,20 @@ def codec_name(transfer_syntax: str) -> str:
     """Which library in which version decodes a transfer syntax here, for provenance and logs."""
     package = _PACKAGES[_PLUGINS.get(transfer_syntax, "pydicom")]
     return f"{package} {version(package)}"
+
+
+def lossy_method(transfer_syntax: str, stream: bytes) -> str | None:
+    """(0028,2114) of a frame that has been through lossy compression for certain, or None.
+
+    A JPEG 2000 stream says so by its transformation, ISO/IEC 15444-1 A.6.1; one with the reversible
+    wavelet may have been truncated all the same.
+    """
+    method = _IRREVERSIBLE_METHOD.get(transfer_syntax)
+    if method is None:
+        return _LOSSY_METHOD.get(transfer_syntax)
+    style = stream.find(_CODING_STYLE, 2)
+    transformation = stream[style + _TRANSFORMATION : style + _TRANSFORMATION + 1]
+    return method if style > 0 and transformation == _IRREVERSIBLE else None
 
 
 def require_supported(transfer_syntax: str) -> None:

@@ -39,7 +39,8 @@ _COARSEST: Final = 16
 _BAR_WIDTH, _BAR_LENGTH, _BAR_CHANGE = 5, 16, 8
 _HARD: Final = 60
 """Grey levels by which an overlay stands out from what lies under it."""
-_LINE_LENGTH, _LINE_REACH, _LINE_LEVEL, _LINE_STEP, _LINE_CHANGE = 24, 3, 90, 40, 10
+_LINE_LENGTH, _LINE_REACH, _LINE_LEVEL, _LINE_STEP = 24, 3, 90, 40
+_LINE_CHANGE, _LINE_SPREAD = 10, 40
 _LETTER_EDGE, _LETTER_GROUND, _LETTER_INK = 110, 30, 150
 _SMALLEST: Final = 0.01
 """Share of the image below which nothing counts as a view."""
@@ -243,6 +244,9 @@ def _upright_lines(image: Luminance) -> Mask:
     drawn = (middle >= _LINE_LEVEL) & (middle - beside >= _LINE_STEP)
     even = np.abs(np.diff(middle, axis=0)) <= _LINE_CHANGE
     starts = _runs(drawn[1:] & drawn[:-1] & even, length)
+    if starts.any():
+        along = np.lib.stride_tricks.sliding_window_view(middle, length + 1, axis=0)
+        starts[starts] = np.ptp(along[starts], axis=1) <= _LINE_SPREAD
     if starts.any():
         inner = found[:, _LINE_REACH:-_LINE_REACH]
         for shift in range(length + 1):

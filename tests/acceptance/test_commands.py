@@ -69,6 +69,11 @@ def test_every_command_is_listed():
         ("[despeckle]\nstrength = 1.5\n", ["despeckle.strength", "1.5", "less than or equal to 1"]),
         ('[peers.x]\nae_title = "X"\nreceives = true\n', ["peers.x", "host and port"]),
         ('[peers.x]\nae_title = "SEVENTEEN_LETTERS"\n', ["peers.x.ae_title", "16"]),
+        ('[peers.x]\nae_title = "Ger\u00e4t"\n', ["peers.x.ae_title", "printable ASCII"]),
+        (
+            "[derive]\nseries_description_label = 'a \\ b'\n",
+            ["derive.series_description_label", "no backslash"],
+        ),
         ("[receive\n", ["node.toml", "correct the syntax"]),
     ],
 )

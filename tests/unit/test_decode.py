@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
@@ -169,6 +171,30 @@ def test_lossy_history_is_supplied_where_the_transfer_syntax_proves_it(tmp_path:
     assert ds.LossyImageCompression == "01"
     assert ds.LossyImageCompressionMethod == "ISO_10918_1"
     assert float(ds.LossyImageCompressionRatio) == pytest.approx(32 * 40 * 3 / len(data), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("irreversible", "stated", "wanted"),
+    [
+        (True, None, ("01", "ISO_15444_1")),
+        (True, "00", ("01", "ISO_15444_1")),
+        (False, "00", ("00", None)),
+    ],
+)
+def test_jpeg_2000_says_by_its_wavelet_whether_it_is_lossy(
+    tmp_path: Path, irreversible: bool, stated: str | None, wanted: tuple[str | None, str | None]
+) -> None:
+    encoded = BytesIO()
+    Image.fromarray(smooth()[..., 1]).save(
+        encoded, "JPEG2000", irreversible=irreversible, no_jp2=True, quality_layers=[8]
+    )
+    ds = make_us_instance(rows=32, columns=40, transfer_syntax=uid.JPEG2000Lossless)
+    ds.file_meta.TransferSyntaxUID = uid.JPEG2000
+    ds.PixelData = encapsulate([encoded.getvalue()])
+    ds.LossyImageCompression = stated
+    found = open_instance(save(ds, tmp_path / "x.dcm")).dataset
+    assert found.get("LossyImageCompression") == wanted[0]
+    assert found.get("LossyImageCompressionMethod") == wanted[1]
 
 
 # Frames and fragments

@@ -15,7 +15,14 @@ from dicom_node.config import Settings, parse
 from dicom_node.decode import open_instance
 from dicom_node.derive import derive_dataset
 from dicom_node.records import DerivedIdentity, PixelReport
-from tests.builders import ROOT, MedianDespeckler, add_palette, make_us_instance, save
+from tests.builders import (
+    ROOT,
+    MedianDespeckler,
+    add_palette,
+    make_us_instance,
+    save,
+    write_us_instance,
+)
 
 IDENTITY = DerivedIdentity(f"{ROOT}.7.7.7", f"{ROOT}.7.7")
 REPORT = PixelReport(2, 0.25, 0.5, -1.25, "ultrasound-regions")
@@ -268,6 +275,21 @@ def test_palette_becomes_grey_or_rgb_without_its_tags(tmp_path: Path) -> None:
         assert not [e.keyword for e in ds if "Palette" in e.keyword]
         assert ("PlanarConfiguration" in ds) is colour
         assert ("ICCProfile" in ds) is colour
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_windows_and_padding_of_a_palettes_indices_go_with_it(
+    tmp_path: Path, coloured: bool
+) -> None:
+    of_values = {"WindowCenter": "32", "WindowWidth": "64", "PixelPaddingValue": 0}
+    source = make_us_instance(photometric="PALETTE COLOR", **of_values)
+    add_palette(source, coloured=int(source.PixelData[0]) if coloured else None)
+    ds = derived_from(save(source, tmp_path / "palette.dcm"))
+    assert not [keyword for keyword in of_values if keyword in ds]
+    ds = derived_from(write_us_instance(tmp_path / "grey.dcm", **of_values))
+    assert {keyword: str(ds[keyword].value) for keyword in of_values} == {
+        keyword: str(value) for keyword, value in of_values.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,14 @@ def test_regions_of_other_kinds_are_taken_out(spatial_format: int, data_type: in
     assert found.allowed[130:190, 120:181].all()
 
 
+def test_region_whose_kind_is_not_said_is_taken_out() -> None:
+    other = region(120, 80, 180, 120)
+    del other.RegionDataType
+    found = mapped(display(), [*WHOLE, other])
+    assert not found.allowed[80:121, 120:181].any()
+    assert found.allowed[130:190, 120:181].all()
+
+
 def test_region_that_says_nothing_is_ignored() -> None:
     nothing = region(60, 40, 259, 199, spatial_format=0, data_type=0)
     assert mapped(display(), [nothing, *WHOLE]).allowed[60:180, 80:240].all()
@@ -109,6 +117,15 @@ def test_region_that_says_nothing_is_ignored() -> None:
 def test_display_of_other_kinds_only_has_no_tissue() -> None:
     found = mapped(display(), [region(60, 40, 259, 199, spatial_format=3, data_type=3)])
     assert (found.source, found.share) == ("ultrasound-regions", 0)
+
+
+@pytest.mark.parametrize("regions", [WHOLE, None])
+def test_cine_that_begins_with_a_blank_frame_has_the_tissue_of_the_others(regions) -> None:
+    frames = display(8)
+    frames[0] = 0
+    found = mapped(frames, regions)
+    assert found.allowed[60:180, 80:240].all()
+    assert not found.allowed[:30].any()
 
 
 def test_without_regions_the_area_is_estimated() -> None:
@@ -193,6 +210,14 @@ def test_box_drawn_over_tissue_stays_without_text_elsewhere() -> None:
     frames[0, 40:200, 60:260] //= 2
     frames[0][box] = 215
     assert not mapped(frames, WHOLE).allowed[box].any()
+
+
+def test_interface_that_keeps_to_a_row_is_no_ruled_line_where_its_brightness_varies() -> None:
+    image = np.full((ROWS, COLUMNS), 30, np.uint8)
+    image[120, 100:160] = 150 + 40 * np.sin(np.arange(60) / 5)  # 8 levels a pixel at most
+    assert not ruled(image).any()
+    image[120, 100:160] = 190
+    assert ruled(image)[120, 100:160].all()
 
 
 def test_speckle_of_the_simulator_is_taken_neither_for_text_nor_for_lines() -> None:
