@@ -23,7 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from dicom_node.config import Settings
 from dicom_node.errors import Permanent, Transient
 from dicom_node.network import query
-from dicom_node.network.associate import Context, accepts, associate, lost
+from dicom_node.network.associate import Context, ContextsRejected, accepts, associate, lost
 from dicom_node.network.status import COMMITMENT_ACTION, StoreStatus, Verdict, describe, verdict
 from dicom_node.records import Delivery
 from dicom_node.service import log
@@ -99,17 +99,20 @@ def confirm(
         try:
             report = request(settings, name, deliveries, transaction_uid, wait_here)
             return Confirmation("commitment", transaction_uid, report)
-        except CommitmentUnsupported as error:
+        except (CommitmentUnsupported, ContextsRejected) as error:
             _log.warning("commitment-unavailable", destination=name, code=error.code)
     if means != "none":
         try:
             report = _by_query(settings, deliveries, transaction_uid)
             return Confirmation("query", transaction_uid, report)
-        except query.QueryUnsupported as error:
+        except (query.QueryUnsupported, ContextsRejected) as error:
             _log.warning("query-unavailable", destination=name, code=error.code)
     if unanswered:  # it does offer commitment, so its C-STORE status alone will not do
-        report = request(settings, name, deliveries, transaction_uid, wait_here)
-        return Confirmation("commitment", transaction_uid, report)
+        try:
+            report = request(settings, name, deliveries, transaction_uid, wait_here)
+            return Confirmation("commitment", transaction_uid, report)
+        except ContextsRejected as error:  # not any longer
+            _log.warning("commitment-unavailable", destination=name, code=error.code)
     everything = frozenset(delivery.sop_instance_uid for delivery in deliveries)
     return Confirmation("status", transaction_uid, Report(transaction_uid, everything))
 

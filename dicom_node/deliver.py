@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -16,10 +17,10 @@ from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.config import Peer, Settings
 from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.ledger import LeaseLost, Ledger
-from dicom_node.network.associate import ASSOCIATION_LOST
 from dicom_node.records import Delivery, DeliveryState
 from dicom_node.service import log, retry
 from dicom_node.service.edge import guarded
+from dicom_node.spool import Spool
 
 _log = log.get(__name__)
 _SHORT_WAIT_SECONDS: Final = 0.2
@@ -34,14 +35,15 @@ class Deliverer:
     Parameters
     ----------
     settings : Settings
-    ledger : Ledger
+    ledger, spool : Ledger, Spool
     destination : str
         The peer's name.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, destination: str) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, spool: Spool, destination: str) -> None:
         self._settings = settings
         self._ledger = ledger
+        self._spool = spool
         self._name = destination
         self._log = _log.bind(destination=destination)
         self._wait_here = commit.SAME_ASSOCIATION_WAIT_SECONDS
@@ -51,9 +53,10 @@ class Deliverer:
         return self._send_step(owner, stopping) or self._confirm_step(owner)
 
     def _send_step(self, owner: str, stopping: Callable[[], bool]) -> bool:
-        deliveries = self._ledger.claim_send(owner, datetime.now(UTC), self._name)
-        if not deliveries:
+        claimed = self._ledger.claim_send(owner, datetime.now(UTC), self._name)
+        if not claimed:
             return False
+        deliveries = [replace(each, path=self._spool.located(each.path)) for each in claimed]
         waiting = {delivery.id: delivery for delivery in deliveries}
         begun: set[int] = set()
 
@@ -123,7 +126,7 @@ class Deliverer:
                 self._log.info("delivery-superseded", **facts)
             elif isinstance(error, Transient):
                 pause = self._pause(delivery)
-                known_missing = said and error.code != ASSOCIATION_LOST
+                known_missing = said and error.code == send.STORE_REFUSED
                 if known_missing and delivery.state is not DeliveryState.SENT:
                     self._ledger.resend_delivery(delivery.id, owner, error, now + pause)
                 else:

@@ -25,6 +25,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import EventHandlerType
 from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node.attributes.header import identity_of, read_header
@@ -200,8 +201,8 @@ class Receiver:
         address = association.requestor.address or ""
         try:
             refused = judge(self._settings, calling, called, address)
-            if refused is None:
-                self._check_room()
+            if refused is None and not _may_report(association):
+                self._check_room()  # what a PACS confirms makes room
         except Transient as error:
             _log.error("receive-unable", code=error.code, message=error.message)
             refused = LOCAL_LIMIT
@@ -235,7 +236,8 @@ class Receiver:
 
     def _on_ended(self, association: Association, intake: Intake) -> None:
         """Tidy up after a connection, however it ended."""
-        intake.discard()
+        with suppress(OSError):
+            intake.discard()
         with self._lock:
             was_open = association in self._open
             self._open.discard(association)
@@ -349,6 +351,13 @@ class Receiver:
 def _proposed(association: Association) -> list[PresentationContext]:
     request = association.requestor.primitive
     return list(request.presentation_context_definition_list) if request else []
+
+
+def _may_report(association: Association) -> bool:
+    """Whether a PACS may be about to say what it keeps; PS3.4 J.3.3."""
+    return any(
+        each.abstract_syntax == StorageCommitmentPushModel for each in _proposed(association)
+    )
 
 
 def _accept_unlisted(association: Association) -> None:

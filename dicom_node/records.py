@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 
 class Stage(StrEnum):
@@ -25,6 +26,10 @@ class Stage(StrEnum):
     """Acknowledged and deliberately not processed, with a reason."""
     PARKED = "parked"
     """Given up until an operator retries, with a reason."""
+
+
+DERIVED_FILE_UNREADABLE: Final = "derived-file-unreadable"
+"""Code of the error for a derived file that is gone: a retry derives it anew."""
 
 
 class DeliveryState(StrEnum):

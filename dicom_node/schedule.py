@@ -63,10 +63,12 @@ def purge_files(settings: Settings, ledger: Ledger, spool: Spool) -> None:
 
 
 def sweep_orphans(ledger: Ledger, spool: Spool) -> None:
-    """Remove files that a crash left behind and no row names."""
-    count = spool.sweep(ledger.known_files(), _ORPHAN_SECONDS)
-    if count:
-        _log.info("orphans-removed", count=count)
+    """Remove, or put aside, files that a crash left behind and no row names."""
+    removed, put_aside = spool.sweep(ledger.known_files(), _ORPHAN_SECONDS)
+    if removed:
+        _log.info("orphans-removed", count=removed)
+    if put_aside:
+        _log.warning("orphans-in-quarantine", count=put_aside)
 
 
 def sweeps(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
@@ -20,12 +21,22 @@ from pynetdicom.association import Association
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.network import query
-from dicom_node.network.associate import ASSOCIATION_LOST, Context, accepts, associate, lost
+from dicom_node.network.associate import (
+    ASSOCIATION_LOST,
+    Context,
+    ContextsRejected,
+    accepts,
+    associate,
+    lost,
+)
 from dicom_node.network.status import Verdict, describe, verdict
-from dicom_node.records import Delivery, DeliveryState
+from dicom_node.records import DERIVED_FILE_UNREADABLE, Delivery, DeliveryState
 from dicom_node.service import log
+from dicom_node.spool import disk_errors
 
 _log = log.get(__name__)
+STORE_REFUSED: Final = "store-refused"
+"""Code of the error for an object that the destination says it did not take, and may yet."""
 _MAX_ASSOCIATIONS = 2
 """An object over which a peer aborts must not keep the rest of its series from going out."""
 
@@ -68,7 +79,7 @@ def send(
     for delivery in deliveries:
         try:
             waiting[delivery.id] = (delivery, _context(delivery))
-        except Permanent as error:
+        except (Transient, Permanent) as error:
             yield Outcome(delivery, error)
     try:
         for delivery in _already_held(settings, [delivery for delivery, _ in waiting.values()]):
@@ -111,8 +122,8 @@ def _store(association: Association, delivery: Delivery, name: str) -> Outcome:
     began = time.monotonic()
     try:
         answer = association.send_c_store(delivery.path)
-    except (OSError, InvalidDicomError):
-        return Outcome(delivery, _missing(delivery.path))
+    except (OSError, InvalidDicomError) as failure:
+        return Outcome(delivery, _unreadable(delivery.path, failure))
     except (RuntimeError, ValueError):  # pynetdicom: no association, or no context any more
         return Outcome(delivery, lost(name))
     seconds = time.monotonic() - began
@@ -125,7 +136,7 @@ def _store(association: Association, delivery: Delivery, name: str) -> Outcome:
         case Verdict.WARNING:
             return Outcome(delivery, warning=said, seconds=seconds)
         case Verdict.RETRY:
-            error: NodeError = Transient("store-refused", f"peer {name!r} answered {said}")
+            error: NodeError = Transient(STORE_REFUSED, f"peer {name!r} answered {said}")
         case Verdict.PARK:
             error = Permanent(
                 "store-failed",
@@ -151,7 +162,7 @@ def _already_held(settings: Settings, deliveries: Sequence[Delivery]) -> list[De
         held = query.held(
             settings, first.destination, first.study_instance_uid, first.series_instance_uid
         )
-    except query.QueryUnsupported as error:
+    except (query.QueryUnsupported, ContextsRejected) as error:
         _log.info("query-unavailable", destination=first.destination, code=error.code)
         return []
     return [d for d in interrupted if d.sop_instance_uid in held]
@@ -163,13 +174,20 @@ def _context(delivery: Delivery) -> Context:
         meta = read_file_meta_info(delivery.path)
         return Context(delivery.sop_class_uid, str(meta.TransferSyntaxUID))
     except (OSError, InvalidDicomError, AttributeError) as error:
-        raise _missing(delivery.path) from error
+        raise _unreadable(delivery.path, error) from error
 
 
-def _missing(path: Path) -> Permanent:
+def _unreadable(path: Path, error: Exception) -> NodeError:
+    """A file that is not what was derived is lost; a disk that fails may recover."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        try:
+            with disk_errors():
+                raise error
+        except Transient as passing:
+            return passing
     return Permanent(
-        "derived-file-unreadable",
-        f"{path} is missing or no DICOM file; restore it or have its source sent again",
+        DERIVED_FILE_UNREADABLE,
+        f"{path} is missing or no DICOM file; retry, and its source is derived anew",
     )
 
 

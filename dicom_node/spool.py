@@ -1,8 +1,10 @@
 """The only writer of files: temporary -> fsync -> rename -> fsync of the folder.
 
 Files in ``incoming/`` are worth nothing: whatever a crash leaves there is swept away. A file
-in ``received/`` or ``derived/`` is complete and on the disk, and belongs to a ledger row; one
-that belongs to none (a crash fell between rename and commit) is swept away too, after a while.
+in ``received/`` or ``derived/`` is complete and on the disk, and belongs to a ledger row. One
+that belongs to none, after a while: a derived one is swept away, and so is a received one where
+the instance has another file by now; of whatever else was received nobody knows that it was not
+acknowledged (a ledger may have been lost), and it goes to ``quarantine/``.
 File format: PS3.10 7.
 """
 
@@ -41,8 +43,19 @@ class Spool:
         self.derived = root / "derived"
         self._quarantine = root / "quarantine"
         with disk_errors():
+            root.mkdir(mode=0o750, parents=True, exist_ok=True)  # objects name patients
             for folder in (self.incoming, self.received, self.derived, self._quarantine):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
+
+    def located(self, path: Path) -> Path:
+        """Where a file of this spool lies now: rows keep the path of their day, and it may move."""
+        if path.is_relative_to(self.root):
+            return path
+        for folder in (self.received, self.derived):
+            if folder.name in path.parts:
+                last = len(path.parts) - 1 - path.parts[::-1].index(folder.name)
+                return folder.joinpath(*path.parts[last + 1 :])
+        return path
 
     def free_mb(self) -> float:
         """Free disk for this process, in MB of 10^6 bytes."""
@@ -112,8 +125,8 @@ class Spool:
             temporary.unlink(missing_ok=True)
         return target
 
-    def sweep(self, known: Collection[Path], older_than_s: float) -> int:
-        """Remove what crashes left behind; return the number of files removed.
+    def sweep(self, known: Collection[Path], older_than_s: float) -> tuple[int, int]:
+        """Remove what crashes left behind; return the numbers of files removed and put aside.
 
         Parameters
         ----------
@@ -123,13 +136,20 @@ class Spool:
             Only files unchanged (and not renamed) for this many seconds are touched, so that
             a file whose row is about to be committed is safe.
         """
-        kept = {path.resolve() for path in known}
+        # By name: the rows hold absolute paths, and a state directory may have moved.
+        kept = {path.name for path in known}
+        held = {_instance_of(name) for name in kept} - {""}
         horizon = time.time() - older_than_s
-        removed = 0
+        removed = put_aside = 0
         with disk_errors():
             for folder in (self.incoming, self.received, self.derived):
                 for path in _files(folder):
-                    if path.resolve() not in kept and _last_touched(path) <= horizon:
+                    if path.name in kept or _last_touched(path) > horizon:
+                        continue
+                    if folder == self.received and _instance_of(path.name) not in held:
+                        self.quarantine(path)
+                        put_aside += 1
+                    else:
                         path.unlink(missing_ok=True)
                         removed += 1
             for folder in self.derived.iterdir():
@@ -139,12 +159,25 @@ class Spool:
                     and not any(folder.iterdir())
                 ):
                     _remove_empty(folder)
-        return removed
+        return removed, put_aside
 
     def remove(self, path: Path) -> None:
         """Delete a file of the spool; one that is gone already is no error."""
         with disk_errors():
-            path.unlink(missing_ok=True)
+            self.located(path).unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Write a file and take it away again.
+
+        Raises
+        ------
+        Transient
+            The disk is full, read-only or fails.
+        """
+        probe = self.incoming / f"probe-{uuid.uuid4().hex}.part"
+        with disk_errors():
+            probe.write_bytes(b"")
+            probe.unlink()
 
     def quarantine(self, path: Path) -> Path:
         """Put a file aside, out of the reach of sweeps, for a person to look at."""
@@ -178,6 +211,11 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _instance_of(name: str) -> str:
+    """SOP Instance UID in the name of a received file; see `Spool.take`."""
+    return name.rpartition("-")[0]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -100,6 +100,7 @@ class Watch:
         try:
             self._ledger.overview(errors=0)
             low = self._spool.free_mb() < self._settings.receive.min_free_mb
+            self._spool.check_writable()
         except NodeError as error:
             return error.code
         return "disk-full" if low else ""

@@ -101,7 +101,7 @@ class Worker:
         self._schedule = Schedule(sweeps(settings, ledger, spool))
         # Destinations that were removed from the configuration still have deliveries to park.
         destinations = {*settings.destinations, *ledger.overview().deliveries}
-        self._deliverers = {name: Deliverer(settings, ledger, name) for name in destinations}
+        self._deliverers = {name: Deliverer(settings, ledger, spool, name) for name in destinations}
         self._threads = [self._thread("derive", self._derive_step)]
         self._threads += [self._thread("audit", self._audit_step)]
         self._threads += [
@@ -176,7 +176,7 @@ class Worker:
         _log.info("derive-started", attempt=instance.attempts, size=instance.size, **uids)
         settings = self._settings.for_sender(instance.calling_ae)
         derived = derive_instance(
-            instance.source_path,
+            self._spool.located(instance.source_path),
             self._despecklers[settings.despeckle.bundle],
             settings,
             lambda relative, chunks: self._spool.write(chunks, relative),

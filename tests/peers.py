@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 30.0
@@ -307,3 +308,17 @@ def dcentvfy(*paths: Path) -> list[str]:
         check=False,
     )
     return [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+
+
+@contextmanager
+def storage_alone(sop_class: str) -> Iterator[int]:
+    """A PACS that accepts one storage class and nothing else, Verification included; its port."""
+    entity = AE("ORTHANC")
+    entity.add_supported_context(sop_class, ALL_TRANSFER_SYNTAXES)
+    port = free_port()
+    handlers = [(evt.EVT_C_STORE, lambda _event: 0)]
+    server = entity.start_server((LOOPBACK, port), block=False, evt_handlers=handlers)
+    try:
+        yield port
+    finally:
+        server.shutdown()

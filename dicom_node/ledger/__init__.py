@@ -21,7 +21,14 @@ from dicom_node.ledger.arrivals import NEVER_DERIVED, ArrivalLedger, event_of, e
 from dicom_node.ledger.confirmations import ConfirmationLedger
 from dicom_node.ledger.schema import Database, Row, deliveries, events, instances, open_series
 from dicom_node.ledger.work import LeaseLost, WorkLedger, instance_of
-from dicom_node.records import DeliveryState, Instance, LastError, Overview, Stage
+from dicom_node.records import (
+    DERIVED_FILE_UNREADABLE,
+    DeliveryState,
+    Instance,
+    LastError,
+    Overview,
+    Stage,
+)
 
 __all__ = ["LeaseLost", "Ledger"]
 
@@ -106,6 +113,8 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
     def retry(self, *, sop_instance_uid: str | None = None, everything: bool = False) -> int:
         """Set parked work going again in the stage it failed in; return the instances.
 
+        One whose derived file is gone is derived anew.
+
         Parameters
         ----------
         sop_instance_uid : str, optional
@@ -121,7 +130,17 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
                 instances.c.derived_instance_uid == sop_instance_uid,
             )
         with self._database.write() as connection:
-            touched = self._retry_deliveries(connection, chosen)
+            lost = connection.execute(
+                sa.select(instances).where(
+                    chosen,
+                    instances.c.stage == Stage.PARKED,
+                    instances.c.failed_stage == Stage.SEND,
+                    instances.c.error_code == DERIVED_FILE_UNREADABLE,
+                )
+            ).all()
+            for row in lost:
+                self._move(connection, row, Stage.DERIVE)
+            touched = self._retry_deliveries(connection, chosen) | {row.id for row in lost}
             parked = connection.execute(
                 sa.select(instances).where(
                     chosen,
@@ -172,13 +191,18 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
         return len(held), len(ended) - len(held)
 
     def expired(self, before: datetime) -> list[Instance]:
-        """Instances that ended before a time and whose files the spool still holds."""
+        """Instances that ended before a time and whose files the spool still holds.
+
+        Where no destination was configured the spool is where derived objects stay.
+        """
+        was_sent = sa.select(deliveries.c.id).where(deliveries.c.instance_id == instances.c.id)
         query = (
             sa.select(instances)
             .where(
                 instances.c.stage.in_(_ENDED),
                 instances.c.ended_at < before,
                 instances.c.files_purged.is_(False),
+                sa.or_(instances.c.stage == Stage.SKIPPED, was_sent.exists()),
             )
             .order_by(instances.c.id)
         )

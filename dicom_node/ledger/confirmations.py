@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.ledger.deliveries import (
+    COMMITMENT_FAILED,
     DeliveryLedger,
     bound_for,
     due_to_be_claimed,
@@ -131,7 +132,7 @@ class ConfirmationLedger(DeliveryLedger):
             connection,
             row,
             DeliveryState.PENDING,
-            **failure(row, Transient("commitment-failed", message), now),
+            **failure(row, Transient(COMMITMENT_FAILED, message), now),
             **unleased(now + pause),
         )
 

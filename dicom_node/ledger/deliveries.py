@@ -29,6 +29,8 @@ from dicom_node.ledger.schema import (
 from dicom_node.ledger.work import LeaseLost, failure
 from dicom_node.records import Delivery, DeliveryState, Stage
 
+COMMITMENT_FAILED: Final = "commitment-failed"
+"""Code of the error for an object that its destination accepted and did not keep."""
 _UNSENT: Final = (DeliveryState.PENDING, DeliveryState.SENDING)
 
 _WITH_SOURCE: Final = (
@@ -127,7 +129,12 @@ class DeliveryLedger:
         """
         with self._database.write() as connection:
             row = self._leased(connection, delivery_id, owner)
-            self._set_state(connection, row, DeliveryState.SENT, **unleased(datetime.now(UTC)))
+            fresh: dict[str, object] = {}
+            if row.error_code != COMMITMENT_FAILED:  # or else an archive that loses it has no end
+                fresh = dict.fromkeys(("failing_since", "error_code", "error", "error_at"))
+                fresh |= {"attempts": 0, "lost_leases": 0}
+            now = datetime.now(UTC)
+            self._set_state(connection, row, DeliveryState.SENT, **fresh, **unleased(now))
             self._follow(connection, [row.instance_id])
             if event is not None:
                 connection.execute(sa.insert(events).values(**event_row(event)))
@@ -219,7 +226,11 @@ class DeliveryLedger:
         rows = connection.execute(
             sa.select(deliveries)
             .join(instances, instances.c.id == deliveries.c.instance_id)
-            .where(chosen, deliveries.c.state == DeliveryState.PARKED)
+            .where(
+                chosen,
+                deliveries.c.state == DeliveryState.PARKED,
+                instances.c.stage != Stage.DERIVE,
+            )
             .order_by(deliveries.c.id)
         ).all()
         now = datetime.now(UTC)

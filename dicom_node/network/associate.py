@@ -39,6 +39,10 @@ _REMEDIES: Final = {
 """Rejection (source, reason) of PS3.8 table 9-21 -> what to do."""
 
 
+class ContextsRejected(Permanent):
+    """The peer is there and accepts none of the presentation contexts, Verification included."""
+
+
 class Context(NamedTuple):
     """A presentation context to propose: one transfer syntax each, so the answer is clear."""
 
@@ -194,7 +198,7 @@ def _request(
     if association.is_rejected:
         raise _rejection(association, where)
     if association.rejected_contexts:
-        raise Permanent(
+        raise ContextsRejected(
             "contexts-rejected",
             f"{where} accepts none of the proposed SOP classes; enable them there",
         )

@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -102,16 +103,22 @@ class IncomingObject:
         """Digest of the data set as it was received, without preamble and file meta."""
         return self._digest.hexdigest()
 
+    def complete(self) -> None:
+        """The data set is complete; a disk that fails only now becomes the object's error."""
+        self._attempt(self.close)
+
     def close(self) -> None:
-        """The data set is complete."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def discard(self) -> None:
         """Delete the temporary file; harmless where it has been taken or deleted."""
-        self.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that fails; the sweep removes what is left
+            self.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 class Intake(DIMSEServiceProvider):
@@ -152,7 +159,7 @@ class Intake(DIMSEServiceProvider):
             self._current.write(memoryview(value)[1:])
             if value[0] & _LAST:
                 received, self._current = self._current, None
-                received.close()
+                received.complete()
                 self._pass_on(context_id, message.command_set, received)
 
     def _pass_on(self, context_id: int, command: Dataset, received: IncomingObject) -> None:

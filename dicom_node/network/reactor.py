@@ -134,8 +134,7 @@ class WideSocket(AssociationSocket):
         if connection is not None:
             self._poll.register(connection, select.POLLIN)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if isinstance(connection, ssl.SSLSocket):
-            # Readable may mean half a record or handshake; the wait for the rest has an end.
+            # Readable may mean half a PDU, record or handshake; the wait for the rest has an end.
             connection.settimeout(association.network_timeout)
 
     @property

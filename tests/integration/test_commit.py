@@ -18,7 +18,7 @@ from dicom_node.records import Arrival, DerivedIdentity, Identity, Stage
 from dicom_node.send import send
 from dicom_node.spool import Spool
 from tests.deliveries import delivery_of, example, series_of, settings_for
-from tests.peers import free_port, orthanc, storescp, wait_until
+from tests.peers import free_port, orthanc, storage_alone, storescp, wait_until
 
 
 def store(settings, deliveries) -> None:
@@ -114,6 +114,17 @@ def test_peer_with_neither_is_taken_at_its_status(tmp_path):
         with pytest.raises(QueryUnsupported):
             held(settings, "pacs", delivery.study_instance_uid, delivery.series_instance_uid)
         confirmation = confirm(settings, [delivery], lambda _uid: None)
+    assert confirmation.means == "status"
+    assert confirmation.report.confirmed == {delivery.sop_instance_uid}
+
+
+@pytest.mark.parametrize("unanswered", [False, True])
+def test_peer_that_takes_storage_alone_is_taken_at_its_status(unanswered):
+    delivery = delivery_of(example())
+    with storage_alone(delivery.sop_class_uid) as port:
+        settings = settings_for(port)
+        store(settings, [delivery])
+        confirmation = confirm(settings, [delivery], lambda _uid: None, unanswered=unanswered)
     assert confirmation.means == "status"
     assert confirmation.report.confirmed == {delivery.sop_instance_uid}
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import structlog
@@ -41,6 +42,7 @@ from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, MODEL_NAME
 from dicom_node.errors import Transient
 from dicom_node.ledger import Ledger
 from dicom_node.network.contexts import TRANSFER_SYNTAXES, ULTRASOUND
+from dicom_node.network.incoming import IncomingObject
 from dicom_node.network.status import StoreStatus
 from dicom_node.receive import Receiver
 from dicom_node.records import Stage
@@ -457,12 +459,50 @@ def test_disk_below_the_watermark_refuses_associations_and_objects(node, monkeyp
         answer = association.send_c_store(small_object())
         assert answer.Status == StoreStatus.OUT_OF_RESOURCES
     assert rejection(node) == (2, 3, 2)
+    with scanner(node.port, [(StorageCommitmentPushModel, ImplicitVRLittleEndian)]) as association:
+        assert association.is_established, "what a PACS confirms makes room"
     assert node.is_untouched()
     monkeypatch.undo()
     assert store(node, small_object()).Status == StoreStatus.SUCCESS
 
 
+def test_disk_that_fails_in_mid_transfer_is_out_of_resources_and_costs_no_association(
+    tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, "read-only")
+
+    with Node(tmp_path, max_associations=2) as node:
+        with monkeypatch.context() as patched:
+            patched.setattr(IncomingObject, "_write_all", fail)
+            patched.setattr(Path, "unlink", fail)
+            for _ in range(3):
+                answer = store(node, small_object())
+                assert answer.Status == StoreStatus.OUT_OF_RESOURCES
+        wait_until(lambda: not node.receiver._open, "ended associations")
+        assert store(node, small_object()).Status == StoreStatus.SUCCESS
+
+
 # --- associations ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begun", [b"\x01\x00\x00\x00\x10\x00", b"\x01\x00\x00\x00\x10\x00half"])
+def test_caller_that_vanishes_within_a_pdu_does_not_keep_its_place(tmp_path, begun):
+    with (
+        Node(tmp_path, network_timeout_seconds=0.5, acse_timeout_seconds=0.5) as node,
+        socket.create_connection((LOOPBACK, node.port)) as connection,
+    ):
+        connection.sendall(begun)
+        wait_until(lambda: node.receiver._connected, "a connection")
+        wait_until(lambda: not node.receiver._connected, "its end", seconds=10)
+
+
+def test_scanner_that_vanishes_within_an_object_does_not_keep_its_place(tmp_path):
+    with Node(tmp_path, network_timeout_seconds=0.5, max_associations=1) as node:
+        with scanner(node.port) as association:
+            association.dul.socket.socket.sendall(b"\x04\x00\x00\x00\x40\x00half")
+            wait_until(lambda: not node.receiver._open, "its end", seconds=10)
+        assert store(node, small_object()).Status == StoreStatus.SUCCESS
 
 
 def is_abort(line):

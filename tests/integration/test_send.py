@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
 import tracemalloc
@@ -17,7 +19,7 @@ from dicom_node.network.status import StoreStatus
 from dicom_node.records import DeliveryState
 from dicom_node.send import Outcome, send
 from tests.deliveries import delivery_of, example, series_of, settings_for
-from tests.peers import free_port, listens, orthanc, storescp, wait_until
+from tests.peers import free_port, listens, orthanc, storage_alone, storescp, wait_until
 
 
 def sent(settings, deliveries, starting=lambda _delivery: None) -> list[Outcome]:
@@ -76,6 +78,26 @@ def test_interrupted_delivery_goes_out_again_where_the_peer_cannot_be_queried(tm
         (outcome,) = sent(settings_for(peer.port), [interrupted])
     assert outcome.error is None
     assert not outcome.already_held
+
+
+def test_interrupted_delivery_goes_out_again_to_a_peer_that_takes_storage_alone(tmp_path):
+    interrupted = delivery_of(example(), state=DeliveryState.SENDING)
+    with storage_alone(interrupted.sop_class_uid) as port:
+        (outcome,) = sent(settings_for(port), [interrupted])
+    assert outcome.error is None
+    assert not outcome.already_held
+
+
+def test_disk_that_fails_is_passing_and_a_file_that_is_gone_is_not(tmp_path, monkeypatch):
+    delivery = delivery_of(example())
+    for reason, kind in ((errno.EIO, Transient), (errno.ENOENT, Permanent)):
+
+        def fail(*_, reason=reason):
+            raise OSError(reason, os.strerror(reason))
+
+        monkeypatch.setattr("dicom_node.send.read_file_meta_info", fail)
+        (outcome,) = sent(settings_for(free_port()), [delivery])
+        assert isinstance(outcome.error, kind)
 
 
 @pytest.mark.peer

@@ -75,6 +75,13 @@ def test_a_node_that_can_take_objects_is_well(watched):
 
 def test_a_full_disk_and_a_dead_ledger_are_told(watched, monkeypatch):
     get, ledger, spool = watched
+
+    def read_only():
+        raise Transient("spool-unusable", "the spool cannot be used")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spool, "check_writable", read_only)
+        assert get("/healthz") == (503, "spool-unusable\n")
     monkeypatch.setattr(spool, "free_mb", lambda: -1.0)
     assert get("/healthz") == (503, "disk-full\n")
 

@@ -14,6 +14,7 @@ from pydicom import dcmread
 from dicom_node import schedule, worker
 from dicom_node.audit import EventName
 from dicom_node.config import Settings, parse
+from dicom_node.deliver import Deliverer
 from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.errors import Permanent, Refused, Transient
 from dicom_node.ledger import Ledger, confirmations
@@ -21,6 +22,7 @@ from dicom_node.records import Arrival, DeliveryState, Identity, Stage
 from dicom_node.spool import Spool
 from dicom_node.verify import recompute
 from tests.builders import MedianDespeckler, write_us_instance
+from tests.ledgers import much_later
 from tests.peers import LOOPBACK, free_port, wait_until
 
 MARK = "Zyxwv^Marked"
@@ -294,6 +296,30 @@ def test_instance_that_the_archive_lost_is_sent_again(ledger, spool, settings, p
     assert lost == [row.derived_instance_uid]
     assert pacs.received[row.derived_instance_uid] == 2
     assert list(pacs.held) == lost
+
+
+def test_interrupted_delivery_stays_in_doubt_while_the_pacs_is_down(tmp_path, ledger, spool):
+    settings = settings_with(tmp_path, free_port())
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.SEND)
+    ledger.release_series(row.identity.series_instance_uid, "quiet", datetime.now(UTC))
+    (delivery,) = ledger.claim_send("dead", much_later())
+    ledger.mark_sending(delivery.id, "dead")
+    ledger.release("dead")
+    Deliverer(settings, ledger, spool, "pacs").step("next", lambda: False)
+    (again,) = ledger.claim_send("last", much_later())
+    assert again.state is DeliveryState.SENDING
+
+
+def test_objects_of_a_state_directory_that_has_moved_are_derived_and_sent(
+    tmp_path, ledger, spool, settings, pacs
+):
+    uid = arrive(ledger, spool)
+    spool.root.rename(tmp_path / "moved")
+    with working(settings, ledger, Spool(tmp_path / "moved")):
+        wait_stage(ledger, uid, Stage.DONE)
+    assert len(pacs.held) == 1
 
 
 def test_pacs_that_never_reports_is_asked_by_query_in_the_end(tmp_path, ledger, spool):

@@ -23,7 +23,7 @@ from pynetdicom.presentation import build_context
 
 from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.errors import Transient
-from dicom_node.network.incoming import Intake
+from dicom_node.network.incoming import IncomingObject, Intake
 from dicom_node.spool import Spool
 from tests.receiving import small_object
 
@@ -148,6 +148,28 @@ def test_full_disk_drops_the_bytes_and_keeps_the_association(spool, monkeypatch)
     assert isinstance(received.error, Transient)
     assert received.error.code == "disk-full"
     assert list(spool.incoming.iterdir()) == []
+
+
+def test_disk_that_turns_read_only_is_an_error_of_the_object_alone(spool, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, "read-only")
+
+    target = intake(spool)
+    monkeypatch.setattr(IncomingObject, "_write_all", fail)
+    monkeypatch.setattr(type(spool.root), "unlink", fail)
+    deliver(target, request(b"x" * 1000))
+    assert target.take(7).error.code == "spool-unusable"
+    target.discard()
+
+
+def test_disk_that_fails_as_the_file_is_closed_is_an_error_of_the_object(spool, monkeypatch):
+    def fail(_self):
+        raise OSError(errno.EIO, "input/output error")
+
+    target = intake(spool)
+    monkeypatch.setattr(IncomingObject, "close", fail)
+    deliver(target, request(b"x" * 1000))
+    assert target.take(7).error.code == "spool-unusable"
 
 
 def test_object_that_is_not_admitted_is_never_written(spool):

@@ -12,7 +12,7 @@ from dicom_node.audit import EventName, event
 from dicom_node.errors import ConfigError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
 from dicom_node.ledger.schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS
-from dicom_node.records import DeliveryState, DerivedIdentity, Stage
+from dicom_node.records import DERIVED_FILE_UNREADABLE, DeliveryState, DerivedIdentity, Stage
 from tests.ledgers import (
     DATABASES,
     derive,
@@ -538,6 +538,15 @@ def test_failed_send_is_repeated_when_due(ledger):
     assert (again.attempts, again.state) == (2, DeliveryState.PENDING)
 
 
+def test_what_failed_before_an_object_was_sent_is_over_once_it_is(ledger):
+    released(ledger, "1.2.3")
+    ledger.retry_delivery(ledger.claim_send("w", soon())[0].id, "w", DOWN, START)
+    send(ledger)
+    (delivery,) = ledger.claim_commit("w", soon())
+    assert (delivery.failing_since, delivery.attempts) == (None, 1)
+    assert ledger.overview().last_errors == ()
+
+
 def test_sender_that_lost_its_lease_changes_nothing(ledger):
     released(ledger, "1.2.3")
     now = soon()
@@ -572,6 +581,19 @@ def test_retry_finds_an_instance_by_its_derived_uid(ledger):
     ledger.park_delivery(ledger.claim_send("w", soon())[0].id, "w", BAD)
     assert ledger.retry(sop_instance_uid="2.25.1.2.3") == 1
     assert stage_of(ledger) is Stage.SEND
+
+
+def test_retry_derives_anew_what_has_lost_its_derived_file(ledger):
+    released(ledger, "1.2.3", destinations=("pacs", "archive"))
+    gone = Permanent(DERIVED_FILE_UNREADABLE, "it is gone")
+    for _ in range(2):
+        ledger.park_delivery(ledger.claim_send("w", soon())[0].id, "w", gone)
+    assert stage_of(ledger) is Stage.PARKED
+    assert ledger.retry(sop_instance_uid="1.2.3") == 1
+    assert stage_of(ledger) is Stage.DERIVE
+    derive(ledger, destinations=("pacs", "archive"))
+    assert [len(send(ledger)) for _ in range(2)] == [1, 1]
+    assert stage_of(ledger) is Stage.COMMIT
 
 
 def test_retry_of_everything_leaves_nothing_parked(ledger):
@@ -645,9 +667,15 @@ def test_overview_counts_and_shows_the_newest_errors_first(ledger):
     ]
 
 
-def test_files_of_ended_instances_expire_and_are_forgotten(ledger):
+def test_derived_objects_that_go_nowhere_do_not_expire(ledger):
     released(ledger, "1.2.3", destinations=())
     ledger.finish_audit(ledger.claim_audit("w", soon()).id, "w")
+    assert stage_of(ledger) is Stage.DONE
+    assert ledger.expired(much_later()) == []
+
+
+def test_files_of_ended_instances_expire_and_are_forgotten(ledger):
+    complete(ledger)
     ledger.record_arrival(arrival("1.2.4"))
     assert ledger.expired(START) == []
     (ended,) = ledger.expired(much_later())

@@ -23,7 +23,7 @@ def connected():
     bell, rope = socket.socketpair()
     bell.setblocking(False)
     events = queue.Queue()
-    association = SimpleNamespace(dul=SimpleNamespace(event_queue=events))
+    association = SimpleNamespace(dul=SimpleNamespace(event_queue=events), network_timeout=0.2)
     wide = WideSocket(association, Quiet(here), bell)
     yield wide, there, rope, events
     for each in (here, there, bell, rope):
@@ -52,6 +52,13 @@ def test_socket_reads_exactly_what_was_asked_for(connected):
     assert wide.recv(len(data) - 7) == data[6:-1]
     assert wide.recv(100) == data[-1:], "the peer closed: what there is"
     writer.join()
+
+
+def test_peer_that_falls_silent_within_a_pdu_is_not_waited_for_without_end(connected):
+    wide, there, _, _ = connected
+    there.sendall(b"half")
+    with pytest.raises(TimeoutError):
+        wide.recv(100)
 
 
 def test_length_that_no_pdu_has_is_not_allocated(connected):

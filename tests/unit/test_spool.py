@@ -122,30 +122,68 @@ def test_failing_disk_is_transient_and_named(spool, monkeypatch, number, code):
 
 def test_sweep_removes_old_orphans_only(spool, later):
     kept = spool.take(temporary(spool), "1.2.3")
-    orphan = spool.take(temporary(spool), "1.2.4")
+    orphan = spool.take(temporary(spool), "1.2.3")
     derived_orphan = spool.write([b"x"], "a/b.dcm")
     left_behind = temporary(spool, name="dead-sender.part")
     for path in (kept, orphan, derived_orphan, left_behind):
         age(path)
-    assert spool.sweep({kept}, older_than_s=3600) == 3
+    assert spool.sweep({kept}, older_than_s=3600) == (3, 0)
     assert kept.exists()
     assert not orphan.exists()
     assert not derived_orphan.parent.exists()
     assert not left_behind.exists()
 
 
+def test_sweep_puts_aside_what_was_received_and_is_of_no_known_instance(spool, later):
+    kept = spool.take(temporary(spool), "1.2.3")
+    unknown = spool.take(temporary(spool), "1.2.4")
+    for path in (kept, unknown):
+        age(path)
+    assert spool.sweep({kept}, older_than_s=3600) == (0, 1)
+    assert [path.name for path in (spool.root / "quarantine").iterdir()] == [unknown.name]
+
+
+def test_files_of_a_spool_that_has_moved_are_found_and_kept(spool, later, tmp_path):
+    received = spool.take(temporary(spool), "1.2.3")
+    derived = spool.write([b"x"], "2.25.1/2.25.2.dcm")
+    spool.root.rename(tmp_path / "moved")
+    moved = Spool(tmp_path / "moved")
+    for old in (received, derived):
+        assert moved.located(old).is_file()
+        assert moved.located(moved.located(old)) == moved.located(old)
+        age(moved.located(old))
+    assert moved.sweep({received, derived}, older_than_s=3600) == (0, 0)
+    for old in (received, derived):
+        moved.remove(old)
+        assert not moved.located(old).exists()
+
+
+def test_spool_that_cannot_be_written_says_so(spool, monkeypatch):
+    spool.check_writable()
+    assert list(spool.incoming.iterdir()) == []
+    read_only = OSError(errno.EROFS, "read-only")
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(read_only))
+    with pytest.raises(Transient, match="Read-only"):
+        spool.check_writable()
+
+
+def test_others_cannot_look_into_the_spool(tmp_path):
+    root = Spool(tmp_path / "fresh").root
+    assert root.stat().st_mode & 0o007 == 0
+
+
 def test_sweep_spares_a_file_that_was_renamed_a_moment_ago(spool):
     path = temporary(spool)
     age(path)
     taken = spool.take(path, "1.2.3")  # old content, fresh name: its row is about to come
-    assert spool.sweep(set(), older_than_s=3600) == 0
+    assert spool.sweep(set(), older_than_s=3600) == (0, 0)
     assert taken.exists()
 
 
 def test_sweep_leaves_quarantine_alone(spool, later):
     path = spool.quarantine(spool.take(temporary(spool), "1.2.3"))
     age(path)
-    assert spool.sweep(set(), older_than_s=0) == 0
+    assert spool.sweep(set(), older_than_s=0) == (0, 0)
     assert path.exists()
 
 
