@@ -49,8 +49,9 @@ class Deliverer:
         self._wait_here = commit.SAME_ASSOCIATION_WAIT_SECONDS
 
     def step(self, owner: str, stopping: Callable[[], bool]) -> bool:
-        """Send or confirm one group of deliveries; whether there was one."""
-        return self._send_step(owner, stopping) or self._confirm_step(owner)
+        """Send a group of deliveries and have another confirmed; whether there was one."""
+        sent = self._send_step(owner, stopping)
+        return (not stopping() and self._confirm_step(owner)) or sent
 
     def _send_step(self, owner: str, stopping: Callable[[], bool]) -> bool:
         claimed = self._ledger.claim_send(owner, datetime.now(UTC), self._name)

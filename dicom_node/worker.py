@@ -32,6 +32,8 @@ from dicom_node.spool import Spool
 
 _log = log.get(__name__)
 _IDLE_SECONDS: Final = 0.25
+_ROOM_TO_DERIVE: Final = 2
+"""Times `receive.min_free_mb` that derived objects leave free while they cannot be sent."""
 
 
 class Leases:
@@ -158,6 +160,8 @@ class Worker:
             return step(owner)
 
     def _derive_step(self, owner: str) -> bool:
+        if self._is_ahead():
+            return False
         instance = self._ledger.claim_derive(owner, datetime.now(UTC))
         if instance is None:
             return False
@@ -167,6 +171,14 @@ class Worker:
         elif isinstance(outcome, NodeError):
             self._derive_failed(instance, owner, outcome)
         return True
+
+    def _is_ahead(self) -> bool:
+        """Whether to leave what is free of the disk to arrivals, which are smaller.
+
+        A destination takes nothing, and what is derived meanwhile fills the spool.
+        """
+        enough = _ROOM_TO_DERIVE * self._settings.receive.min_free_mb
+        return self._spool.free_mb() < enough and self._ledger.is_failing_to_send()
 
     def _derive(self, instance: Instance, owner: str) -> None:
         uids = {

@@ -81,6 +81,14 @@ class DeliveryLedger:
         ]
         return self._claim_group(claimable, owner, now)
 
+    def is_failing_to_send(self) -> bool:
+        """Whether something waits for a destination that has failed to take it."""
+        failing = sa.select(deliveries.c.id).where(
+            deliveries.c.state.in_(_UNSENT), deliveries.c.failing_since.is_not(None)
+        )
+        with self._database.read() as connection:
+            return connection.execute(failing.limit(1)).first() is not None
+
     def _claim_group(
         self, claimable: list[sa.ColumnElement[bool]], owner: str, now: datetime
     ) -> list[Delivery]:

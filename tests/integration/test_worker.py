@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -310,6 +311,21 @@ def test_interrupted_delivery_stays_in_doubt_while_the_pacs_is_down(tmp_path, le
     Deliverer(settings, ledger, spool, "pacs").step("next", lambda: False)
     (again,) = ledger.claim_send("last", much_later())
     assert again.state is DeliveryState.SENDING
+
+
+def test_where_disk_is_scarce_nothing_is_derived_ahead_of_a_pacs_that_is_down(
+    tmp_path, ledger, spool, monkeypatch
+):
+    settings = settings_with(tmp_path, free_port(), receive={"min_free_mb": 1000})
+    arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        wait_until(ledger.is_failing_to_send, "a failure")
+        monkeypatch.setattr(spool, "free_mb", lambda: 1500.0)
+        waiting = arrive(ledger, spool)
+        time.sleep(1)
+        assert ledger.instance(waiting).stage is Stage.DERIVE
+        monkeypatch.setattr(spool, "free_mb", lambda: 2500.0)
+        wait_stage(ledger, waiting, Stage.SEND)
 
 
 def test_objects_of_a_state_directory_that_has_moved_are_derived_and_sent(
