@@ -41,6 +41,7 @@ _HARD: Final = 60
 """Grey levels by which an overlay stands out from what lies under it."""
 _LINE_LENGTH, _LINE_REACH, _LINE_LEVEL, _LINE_STEP = 24, 3, 90, 40
 _LINE_CHANGE, _LINE_SPREAD = 10, 40
+_MARK_LEVEL: Final = 150
 _LETTER_EDGE, _LETTER_GROUND, _LETTER_INK = 110, 30, 150
 _SMALLEST: Final = 0.01
 """Share of the image below which nothing counts as a view."""
@@ -188,6 +189,26 @@ def strokes(luminances: Sequence[Luminance], levels: Sequence[int], *, lossy: bo
         found &= _still(luminances)
     long = found & (box_sum(found, 3) >= 6)  # noqa: PLR2004 - of 49; a thin line has seven
     return dilate(long, 2) if long.any() else long
+
+
+def marks(luminance: Luminance) -> Mask:
+    """Dots and crosses of exactly one level that stand out hard all around, with a margin.
+
+    Depth marks on the rim of a sector, say, in whatever level. Speckle is interpolated and has no
+    such plateaus; where compression was lossy neither have marks.
+    """
+    solid = (luminance >= _MARK_LEVEL)[:-1, :-1]
+    for other in (luminance[1:, :-1], luminance[:-1, 1:], luminance[1:, 1:]):
+        solid = solid & (luminance[:-1, :-1] == other)
+    if not solid.any():
+        return np.zeros(luminance.shape, bool)
+    level = np.zeros_like(luminance)
+    level[:-1, :-1] = np.where(solid, luminance[:-1, :-1], 0)
+    _, nearby = window_extremes(level, 2)
+    members = (nearby > 0) & (luminance == nearby)
+    _, around = window_extremes(np.where(members, 0, luminance), 2)
+    standing_out = members & (luminance.astype(np.int16) - around >= _HARD)
+    return dilate(standing_out, 1)
 
 
 def bars(luminance: Luminance, tolerance: int) -> Mask:

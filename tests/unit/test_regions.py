@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from dicom_node.config import RegionsSection
 from dicom_node.decode import Geometry
 from dicom_node.errors import Permanent
-from dicom_node.pixels.insonation import lettering, ruled
+from dicom_node.pixels.insonation import lettering, marks, ruled
 from dicom_node.regions import (
     prove_untouched,
     read_regions,
@@ -212,6 +212,18 @@ def test_box_drawn_over_tissue_stays_without_text_elsewhere() -> None:
     assert not mapped(frames, WHOLE).allowed[box].any()
 
 
+@pytest.mark.parametrize("lossy", ["00", "01"])
+def test_depth_mark_of_whatever_level_over_the_tissue_stays_where_its_level_is_exact(lossy) -> None:
+    frames = display()
+    frames[0, 40:200, 60:260] //= 2
+    mark = np.zeros((ROWS, COLUMNS), bool)
+    mark[100, 121:123] = mark[102, 121:123] = mark[101, 120:124] = True
+    frames[0][mark] = 224
+    found = mapped(frames, WHOLE, LossyImageCompression=lossy)
+    assert found.allowed[mark].any() == (lossy == "01")
+    assert found.allowed[110:190, 80:240].all()
+
+
 def test_interface_that_keeps_to_a_row_is_no_ruled_line_where_its_brightness_varies() -> None:
     image = np.full((ROWS, COLUMNS), 30, np.uint8)
     image[120, 100:160] = 150 + 40 * np.sin(np.arange(60) / 5)  # 8 levels a pixel at most
@@ -220,10 +232,11 @@ def test_interface_that_keeps_to_a_row_is_no_ruled_line_where_its_brightness_var
     assert ruled(image)[120, 100:160].all()
 
 
-def test_speckle_of_the_simulator_is_taken_neither_for_text_nor_for_lines() -> None:
+def test_speckle_of_the_simulator_is_taken_neither_for_text_nor_for_lines_nor_for_marks() -> None:
     for scene in validation_set(8):
         assert lettering(scene.noisy).mean() < 0.02
         assert ruled(scene.noisy).mean() < 0.005
+        assert not marks(scene.noisy).any()
 
 
 def test_what_stands_still_in_a_moving_cine_stays() -> None:
