@@ -200,8 +200,7 @@ def tissue_map(
     outside = ~dilate(views, 2)
     levels = insonation.overlay_levels(luminances[0], outside & ~coloured)
     allowed &= ~insonation.strokes(luminances, levels, lossy=lossy)
-    if not lossy:
-        allowed &= ~insonation.marks(luminances[0])
+    allowed &= ~insonation.marks(luminances[0], lossy=lossy)
     return TissueMap(allowed, source, curve)
 
 

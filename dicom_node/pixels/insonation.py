@@ -191,7 +191,7 @@ def strokes(luminances: Sequence[Luminance], levels: Sequence[int], *, lossy: bo
     return dilate(long, 2) if long.any() else long
 
 
-def marks(luminance: Luminance) -> Mask:
+def marks(luminance: Luminance, *, lossy: bool) -> Mask:
     """Dots and crosses of exactly one level that stand out hard all around, with a margin.
 
     Depth marks on the rim of a sector, say, in whatever level. Speckle is interpolated and has no
@@ -200,7 +200,7 @@ def marks(luminance: Luminance) -> Mask:
     solid = (luminance >= _MARK_LEVEL)[:-1, :-1]
     for other in (luminance[1:, :-1], luminance[:-1, 1:], luminance[1:, 1:]):
         solid = solid & (luminance[:-1, :-1] == other)
-    if not solid.any():
+    if lossy or not solid.any():
         return np.zeros(luminance.shape, bool)
     level = np.zeros_like(luminance)
     level[:-1, :-1] = np.where(solid, luminance[:-1, :-1], 0)
