@@ -69,7 +69,8 @@ class Supervisor:
         Returns
         -------
         int
-            0 after a signal; a child's status where it says that its configuration is wrong.
+            0 after a signal; a child's status where it says at the start that its configuration is
+            wrong. Later on a wrong file ends that child alone, until it is corrected.
         """
         catch_signals(self._stop)
         with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:
@@ -87,7 +88,7 @@ class Supervisor:
                 if child.process is None and time.monotonic() >= child.start_at:
                     self._start(child, listener)
                 status = child.process.poll() if child.process else None
-                if status == EXIT_CONFIG:
+                if status == EXIT_CONFIG and not announced:
                     return EXIT_CONFIG
                 if status is not None:
                     self._ended(child, status)

@@ -192,6 +192,19 @@ def test_supervisor_starts_a_dead_child_again(tmp_path, node, pacs):
     assert node.stop("serve") == 0
 
 
+def test_wrong_file_under_a_running_node_ends_the_child_that_reads_it_alone(tmp_path, node, pacs):
+    (source,) = write_series(tmp_path / "in", 1)
+    node.start("serve")
+    right = node.config.read_text()
+    node.config.write_text("[receive\n")
+    subprocess.run(["kill", "-9", str(_child_pid(node, "work"))], check=True)
+    wait_until(lambda: '"status": 78' in node.logs, "a start in vain")
+    dcmsend(node.port, [source])
+    node.config.write_text(right)
+    node.wait_done([uid_of(source)])
+    assert node.stop("serve") == 0
+
+
 def test_children_do_not_outlive_their_supervisor(tmp_path, node):
     node.start("serve")
     children = [_child_pid(node, name) for name in ("receive", "work")]
