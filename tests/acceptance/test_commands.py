@@ -15,9 +15,12 @@ from pydicom import dcmread
 
 from dicom_node.audit import EventName, event
 from dicom_node.demo.pacs import EmbeddedPacs
+from dicom_node.errors import Permanent
 from dicom_node.ledger import Ledger
 from tests.builders import write_us_instance
+from tests.ledgers import soon
 from tests.peers import LOOPBACK, free_port, orthanc
+from tests.receiving import arrival
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +58,7 @@ def test_every_command_is_listed():
         "echo",
         "status",
         "retry",
+        "rederive",
         "verify",
         "audit",
     ]:
@@ -117,6 +121,22 @@ def test_check_finds_missing_bundle_busy_port_and_unknown_host(tmp_path):
     assert "error peers.far: host = 'no-such-host.invalid'" in done.stdout
 
 
+def test_check_prints_names_as_they_are_and_says_who_is_never_called(tmp_path):
+    text = '[peers."[old]"]\nae_title = "US1"\n'
+    done = command("check-config", "--config", config(tmp_path, text))
+    assert done.returncode == 0, done.stdout
+    assert "ok peers.[old]: US1; without host and port it is never called" in done.stdout
+
+
+def test_echo_prints_names_as_they_are(tmp_path):
+    text = f'[peers."[old]"]\nae_title = "[/X]"\nhost = "{LOOPBACK}"\nport = {free_port()}\n'
+    done = command("echo", "--config", config(tmp_path, text))
+    assert done.returncode == 1
+    assert re.search(
+        r"^\[old\] +\[/X\] +127.0.0.1:\d+ +peer-unreachable: ", done.stdout, re.MULTILINE
+    )
+
+
 @pytest.mark.peer
 def test_echo_shows_every_peer_and_fails_if_one_does(tmp_path):
     with orthanc(tmp_path / "orthanc") as archive:
@@ -135,6 +155,39 @@ def test_status_of_a_node_that_never_ran_says_so(tmp_path):
     done = command("status", "--config", config(tmp_path))
     assert done.returncode == 78
     assert "holds no ledger" in done.stderr
+
+
+UID = "2.25.206014738917823831808931866092327136675203.1.2.3.4.5.6.7.8.9"
+
+
+def test_status_and_audit_print_messages_as_they_are_and_uids_whole(tmp_path):
+    path = config(tmp_path)
+    (tmp_path / "state").mkdir()
+    with Ledger(f"sqlite:///{tmp_path}/state/ledger.sqlite3") as ledger:
+        ledger.record_arrival(arrival(UID))
+        instance = ledger.claim_derive("w", soon())
+        assert instance is not None
+        ledger.park(instance.id, "w", Permanent("odd", f"[/RED] [peers.old] {'long ' * 20}end"))
+        ledger.append_event(
+            event(EventName.INSTANCE_SENT, destination="[old]", sop_instance_uid=UID, detail="[/]")
+        )
+    shown = command("status", "--config", path, COLUMNS="80")
+    assert shown.returncode == 1
+    assert "Traceback" not in shown.stderr
+    assert re.search(rf"derive  {UID}  parked odd: \[/RED\] \[peers.old\] long.*end", shown.stdout)
+    trail = command("audit", UID, "--config", path, COLUMNS="80")
+    assert trail.returncode == 0, trail.stderr
+    assert re.search(rf"\[old\]  {UID}  \[/\]", trail.stdout)
+
+
+def test_retry_and_rederive_print_what_was_asked_for(tmp_path):
+    path = config(tmp_path)
+    (tmp_path / "state").mkdir()
+    Ledger(f"sqlite:///{tmp_path}/state/ledger.sqlite3").close()
+    for name in ("retry", "rederive"):
+        done = command(name, "[/1.2]", "--config", path)
+        assert done.returncode == 1
+        assert "under [/1.2]" in done.stdout
 
 
 def test_audit_shows_the_lines_that_name_an_object_for_people_and_programs(tmp_path):
