@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dicom_node.config import Peer, Settings, load
+from dicom_node.config import Peer, Settings, load, parse
 from tests.peers import require_program
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,12 @@ def test_every_setting_has_a_sentence():
     for section in [*Settings.model_fields.values()]:
         fields = getattr(section.annotation, "model_fields", Peer.model_fields)
         assert all(field.description for field in fields.values())
+
+
+def test_ae_titles_are_read_without_the_spaces_around_them():
+    settings = parse({"node": {"ae_title": " HERE"}, "peers": {"us": {"ae_title": "US1 "}}})
+    assert settings.node.ae_title == "HERE"
+    assert settings.peer_of("US1") is settings.peers["us"]
 
 
 @pytest.fixture
