@@ -73,6 +73,9 @@ def test_every_command_is_listed():
         ("[despeckle]\nstrength = 1.5\n", ["despeckle.strength", "1.5", "less than or equal to 1"]),
         ('[peers.x]\nae_title = "X"\nreceives = true\n', ["peers.x", "host and port"]),
         ('[peers.x]\nae_title = "SEVENTEEN_LETTERS"\n', ["peers.x.ae_title", "16"]),
+        ('[peers.x]\nae_title = "  "\n', ["peers.x.ae_title", "at least 1 character"]),
+        ("[retry]\ngive_up_hours = inf\n", ["retry.give_up_hours", "finite"]),
+        ("[spool]\nkeep_hours = nan\n", ["spool.keep_hours", "finite"]),
         ('[peers.x]\nae_title = "Ger\u00e4t"\n', ["peers.x.ae_title", "printable ASCII"]),
         (
             "[derive]\nseries_description_label = 'a \\ b'\n",
@@ -226,6 +229,28 @@ def test_second_receiver_on_the_same_port_ends_with_one_clear_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_receiver_on_a_host_that_does_not_resolve_says_so(tmp_path):
+    path = config(tmp_path)
+    path.write_text(path.read_text().replace(LOOPBACK, "no-such-host.invalid"))
+    done = command("receive", "--config", path)
+    assert done.returncode == 1
+    assert "receive.host, receive.port" in done.stderr
+    assert "no such host" in done.stderr
+    assert "another program" not in done.stderr
+
+
+def test_state_directory_that_is_a_file_is_named_with_its_key(tmp_path):
+    path = config(tmp_path, f'[ledger]\nurl = "sqlite:///{tmp_path}/ledger"\n')
+    (tmp_path / "state").write_text("")
+    done = command("receive", "--config", path)
+    assert done.returncode == 78
+    assert f"node.state_directory = '{tmp_path}/state': is no folder" in done.stderr
+    checked = command("check-config", "--config", path)
+    assert checked.returncode == 1
+    assert f"error node.state_directory: '{tmp_path}/state'" in checked.stdout
+    assert "is no folder" in checked.stdout
+
+
 @pytest.mark.slow
 def test_process_derives_files_and_folders_and_names_what_it_skips(tmp_path):
     folder = tmp_path / "in"
@@ -318,6 +343,20 @@ def test_verify_names_pixels_that_are_not_those_of_the_network(processed, tmp_pa
     done = command("verify", folder)
     assert done.returncode == 1
     assert re.search(r"pixels differ by over a grey level|outside the tissue", done.stdout)
+
+
+def test_verify_reports_a_damaged_object_and_goes_on(processed, tmp_path):
+    folder = shutil.copytree(processed, tmp_path / "damaged")
+    (path,) = (folder / "derived").rglob("*.dcm")
+    whole = path.read_bytes()
+    (path.parent / "0-half.dcm").write_bytes(whole[: len(whole) // 2])
+    (path.parent / "1-stub.dcm").write_bytes(whole[:500])
+    done = command("verify", folder)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(r"WRONG .*0-half.dcm\n +its pixels are damaged or cut off", done.stdout)
+    assert f"right {path}" in done.stdout
+    assert "2 derived objects, 1 wrong" in done.stdout
 
 
 @pytest.mark.parametrize(
