@@ -1,4 +1,4 @@
-"""config/node.toml shows every key of the settings with its default; systemd takes the units."""
+"""config/node.toml has every key with its default; systemd takes the units; the version is one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from dicom_node import __version__
+from dicom_node.attributes.identity import IMPLEMENTATION_VERSION_NAME
 from dicom_node.config import Peer, Settings, load, parse
 from tests.peers import require_program
 
@@ -115,6 +117,26 @@ def test_units_are_hardened(unit):
         timeout=60,
     )
     assert done.returncode == 0, done.stdout[-500:]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_start_again_for_as_long_as_it_takes(unit):
+    lines = unit.read_text().splitlines()
+    assert "StartLimitIntervalSec=0" in lines
+    assert "RestartSec=5" in lines
+    assert not any(line.startswith("StartLimitBurst=") for line in lines)
+
+
+def test_port_104_also_needs_the_users_of_the_host():
+    text = (ROOT / "systemd" / "dicom-node-receive.service").read_text()
+    comment = text[text.index("# For port 104") : text.index("#AmbientCapabilities")]
+    assert "PrivateUsers=no" in comment
+
+
+def test_conformance_statement_is_of_this_version():
+    text = (ROOT / "docs" / "conformance.md").read_text()
+    assert f"Product: despeckle-node {__version__}." in text
+    assert f"`{IMPLEMENTATION_VERSION_NAME}`" in text
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
