@@ -16,10 +16,11 @@ import typer
 
 from dicom_node import __version__
 from dicom_node.config import Settings, load
-from dicom_node.errors import ConfigError, NodeError
+from dicom_node.errors import ConfigError, NodeError, Transient
 
 if TYPE_CHECKING:
     from dicom_node.ledger import Ledger
+    from dicom_node.spool import Spool
 
 DEFAULT_CONFIG: Final = Path("/etc/dicom-node/node.toml")
 EXIT_FAILED: Final = 1
@@ -88,12 +89,11 @@ def receive(config: Config = None) -> None:
     """Run the receiver alone: C-STORE, C-ECHO, commitment reports, figures over HTTP."""
     from dicom_node.receive import Receiver
     from dicom_node.service import log, process
-    from dicom_node.spool import Spool
     from dicom_node.watch import Watch
 
     _, settings = _settings(config)
     log.configure(settings.log, "receive")
-    spool = Spool(settings.spool_directory)
+    spool = _spool(settings)
     with _ledger(settings) as ledger, Watch(settings, ledger, spool):
         receiver = Receiver(settings, ledger, spool)
         raise typer.Exit(process.run("receiver", settings, receiver))
@@ -104,14 +104,12 @@ def work(config: Config = None) -> None:
     """Run a worker alone: derive, send, commit and audit."""
     from dicom_node.despeckle import load_all
     from dicom_node.service import log, process
-    from dicom_node.spool import Spool
     from dicom_node.worker import Worker
 
     _, settings = _settings(config)
     log.configure(settings.log, "work")
     with _ledger(settings) as ledger:
-        spool = Spool(settings.spool_directory)
-        worker = Worker(settings, ledger, spool, load_all(settings))
+        worker = Worker(settings, ledger, _spool(settings), load_all(settings))
         raise typer.Exit(process.run("worker", settings, worker, lambda: worker.is_well))
 
 
@@ -281,19 +279,38 @@ def _ledger(settings: Settings, *, must_exist: bool = False) -> Ledger:
                 f"node.state_directory = '{folder}': holds no ledger; name the configuration "
                 "that the node runs with, or start it first",
             )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                "state-directory",
-                f"node.state_directory = '{folder}': {error.strerror}; create it, or name one "
-                "that this user may write",
-            ) from error
+        _make_state_directory(settings)
     return Ledger(
         settings.ledger_url,
         lease_seconds=settings.retry.lease_seconds,
         give_up_hours=settings.retry.give_up_hours,
     )
+
+
+def _spool(settings: Settings) -> Spool:
+    """Open the spool; a new node gets an empty one."""
+    from dicom_node.spool import Spool
+
+    _make_state_directory(settings)
+    try:
+        return Spool(settings.spool_directory)
+    except Transient as error:
+        where = f"node.state_directory = '{settings.node.state_directory}'"
+        raise Transient(error.code, f"{where}: {error.message}") from error
+
+
+def _make_state_directory(settings: Settings) -> None:
+    folder = settings.node.state_directory
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "is no folder, or lies below a file" if is_file else error.strerror
+        raise ConfigError(
+            "state-directory",
+            f"node.state_directory = '{folder}': {reason}; create it, or name one "
+            "that this user may write",
+        ) from error
 
 
 def _complain(error: NodeError) -> None:

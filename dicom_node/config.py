@@ -12,20 +12,34 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dicom_node.errors import ConfigError
 
 _PRINTABLE = r"^[ -\[\]-~]+$"
 """ASCII without the backslash, which separates values, PS3.5 6.1 and 6.2."""
-AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=_PRINTABLE)]
+AETitle = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=_PRINTABLE),
+]
+"""Without the spaces around it, which say nothing, PS3.5 6.2."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Strength = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class NodeSection(_Section):

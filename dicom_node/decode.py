@@ -135,7 +135,7 @@ class Decoder:
                 f"is {stream.rows} x {stream.columns}; correct the one or send the object again",
             )
         if stream.precision > 8 and self._layout.photometric != "PALETTE COLOR":  # noqa: PLR2004
-            raise bits_unsupported(stream.precision)
+            raise bits_unsupported(f"the JPEG stream has {stream.precision}-bit samples")
         self._layout = replace(
             self._layout,
             photometric=stream.colour_model(self._layout.photometric),
@@ -207,7 +207,10 @@ class Decoder:
             return frame
         if samples.dtype != np.uint8:
             if samples.max(initial=0) > 255:  # noqa: PLR2004
-                raise bits_unsupported(16)
+                raise bits_unsupported(
+                    "(7FE0,0010) Pixel Data uses more than the 8 bits of (0028,0101) Bits Stored, "
+                    "as overlays in unused bits do (retired)"
+                )
             return samples.astype(np.uint8)
         return samples.copy(order="C")
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -25,7 +26,7 @@ from dicom_node.attributes.identity import derived_identity
 from dicom_node.config import Settings
 from dicom_node.decode import Decoder, Geometry, open_instance
 from dicom_node.derive import derive_dataset
-from dicom_node.errors import NodeError, Permanent, Refused
+from dicom_node.errors import Permanent, Refused
 from dicom_node.pixels.colour import Frame, luminance
 from dicom_node.pixels.encode import encode
 from dicom_node.pixels.morphology import Mask
@@ -39,7 +40,15 @@ from dicom_node.regions import (
     tissue_pixels,
 )
 from dicom_node.service.clock import Clock
-from dicom_node.service.folder import FileOutcome, FileStatus, find_files, write_into
+from dicom_node.service.edge import guarded
+from dicom_node.service.folder import (
+    FileOutcome,
+    FileStatus,
+    file_errors,
+    find_files,
+    make_output,
+    write_into,
+)
 from dicom_node.spool import disk_errors
 
 Luminance = NDArray[np.uint8]
@@ -180,21 +189,56 @@ def derive_files(
     -------
     list of FileOutcome
         One for each file, in the order of the names; a bad file stops nothing.
+
+    Raises
+    ------
+    Permanent
+        `output` cannot be written to.
     """
+    make_output(output)
     files = find_files(sources, output)
     outcomes: list[FileOutcome] = []
+    taken: dict[str, Path] = {}
     for source in files:
-        try:
-            result = derive_instance(source, despeckler, settings, write_into(output))
+        action = partial(_derive_file, source, output, taken, despeckler, settings)
+        result = guarded(action)
+        if isinstance(result, Derived):
             outcome = FileOutcome(source, FileStatus.DERIVED, result.path, result.report)
-        except Refused as error:
-            outcome = FileOutcome(source, FileStatus.SKIPPED, error=error)
-        except NodeError as error:
-            outcome = FileOutcome(source, FileStatus.FAILED, error=error)
+        elif isinstance(result, Refused):
+            outcome = FileOutcome(source, FileStatus.SKIPPED, error=result)
+        else:
+            outcome = FileOutcome(source, FileStatus.FAILED, error=result)
         outcomes.append(outcome)
         if progress is not None:
             progress(outcome, len(outcomes), len(files))
     return outcomes
+
+
+def _derive_file(
+    source: Path,
+    output: Path,
+    taken: dict[str, Path],
+    despeckler: Despeckler,
+    settings: Settings,
+) -> Derived:
+    """Derive one file; `taken` has the source of each derived name so far, and gets this one."""
+
+    def write(relative: str, chunks: Iterable[bytes]) -> Path:
+        name = Path(relative).name
+        if name in taken:
+            raise Permanent(
+                "instance-repeated",
+                f"has the SOP Instance UID of '{taken[name]}', whose result it would overwrite; "
+                "give only one of the two, or each with an --output of its own",
+            )
+        path = write_into(output)(relative, chunks)
+        taken[name] = source
+        return path
+
+    with file_errors():
+        return _derive(
+            source, despeckler, settings, write, now=datetime.now(UTC), work_directory=None
+        )
 
 
 def identity_of(source: Dataset, despeckler: Despeckler, settings: Settings) -> DerivedIdentity:

@@ -36,7 +36,7 @@ from dicom_node.attributes.identity import (
 )
 from dicom_node.commit import read_report
 from dicom_node.config import Settings
-from dicom_node.errors import NodeError, Permanent, Refused, Transient
+from dicom_node.errors import NodeError, Refused, Transient
 from dicom_node.ledger import Ledger
 from dicom_node.network import reactor, tls
 from dicom_node.network.admission import LOCAL_LIMIT, judge
@@ -50,6 +50,7 @@ from dicom_node.network.incoming import IncomingObject, Intake
 from dicom_node.network.status import StoreStatus
 from dicom_node.records import Arrival
 from dicom_node.service import log
+from dicom_node.service.listen import cannot_listen
 from dicom_node.spool import Spool
 
 _log = log.get(__name__)
@@ -148,11 +149,7 @@ class Receiver:
             )
         except OSError as error:
             self.stop()
-            raise Permanent(
-                "cannot-listen",
-                f"receive.host, {key}: cannot listen on {section.host}:{port} "
-                f"({type(error).__name__}); is another program using it?",
-            ) from error
+            raise cannot_listen(f"receive.host, {key}", section.host, port, error) from error
         if server is not None and server.socket is not None:
             # pynetdicom lets five connections wait, and a sixth try again after a second.
             server.socket.listen(_BACKLOG)

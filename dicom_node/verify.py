@@ -9,6 +9,7 @@ provenance there, and no pixel changed outside the regions that the scanner decl
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,8 +22,10 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.sequence import Sequence
 
 from dicom_node.attributes.identity import is_own_output
+from dicom_node.attributes.transcribe import MALFORMED
 from dicom_node.config import Settings
 from dicom_node.decode import open_instance
+from dicom_node.errors import Permanent
 from dicom_node.pipeline import Despeckler, derive_instance, identity_of
 from dicom_node.service.folder import write_into
 
@@ -87,10 +90,10 @@ def compare(source_path: Path, derived_path: Path) -> Comparison:
     kept: tuple[Frame, Frame] | None = None
     changed = total = frames = 0
     touched = vivid = False
-    for index, (before, after) in enumerate(
-        zip(source.frames(), iter_pixels(derived, raw=True), strict=False)
-    ):
+    for index, (before, after) in enumerate(zip(source.frames(), _frames(derived), strict=False)):
         before_rgb, after_rgb = _rgb(before), _rgb(after)
+        if after_rgb.shape != before_rgb.shape:
+            raise Permanent("frame-size-differs", "frames have another size than the source's")
         differs = (before_rgb != after_rgb).any(axis=2)
         touched = touched or bool((differs & protected).any())
         vivid = vivid or bool((differs & _is_vivid(before_rgb)).any())
@@ -145,9 +148,7 @@ def recompute(
         again = derive_instance(source_path, despeckler, settings, write_into(Path(folder)))
         other = dcmread(again.path)
         largest = differing = total = 0
-        for one, two in zip(
-            iter_pixels(derived, raw=True), iter_pixels(other, raw=True), strict=False
-        ):
+        for one, two in zip(_frames(derived), _frames(other), strict=False):
             if one.shape != two.shape:
                 return Recomputed(same_uid=False, differing=1.0, largest=_WHITE)
             difference = np.abs(one.astype(np.int16) - two)
@@ -159,6 +160,23 @@ def recompute(
             differing=differing / max(total, 1),
             largest=largest,
         )
+
+
+def _frames(derived: Dataset) -> Iterator[Frame]:
+    """The frames of a derived object, by pydicom alone.
+
+    Raises
+    ------
+    Permanent
+        ``derived-undecodable``.
+    """
+    try:
+        yield from iter_pixels(derived, raw=True)
+    except (*MALFORMED, RuntimeError) as error:
+        raise Permanent(
+            "derived-undecodable",
+            f"its pixels are damaged or cut off ({type(error).__name__}); send or derive it again",
+        ) from error
 
 
 def _made_with(

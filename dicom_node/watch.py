@@ -19,10 +19,11 @@ from prometheus_client.registry import Collector
 
 from dicom_node import __version__
 from dicom_node.config import Settings
-from dicom_node.errors import NodeError, Permanent
+from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.records import DeliveryState, Stage
 from dicom_node.service import log
+from dicom_node.service.listen import cannot_listen
 from dicom_node.spool import Spool
 
 _log = log.get(__name__)
@@ -64,11 +65,8 @@ class Watch:
                     section.host, section.port, self._answer, _Server, _Handler
                 )
             except OSError as error:
-                raise Permanent(
-                    "cannot-listen",
-                    f"watch.host, watch.port: cannot listen on {section.host}:{section.port} "
-                    f"({type(error).__name__}); is another program using it?",
-                ) from error
+                keys = "watch.host, watch.port"
+                raise cannot_listen(keys, section.host, section.port, error) from error
             threading.Thread(target=self._server.serve_forever, daemon=True).start()
             _log.info("watch-started", host=section.host, port=section.port)
         return self

@@ -1,12 +1,14 @@
 """Despeckle image files: one PNG of the same name and size for each, nothing rescaled.
 
 Only grey pixels change. Coloured ones, alpha, size and bit depth stay; grey levels are never
-stretched, so that two frames of one cine stay comparable. For DICOM use ``dicom-node process``.
+stretched, so that two frames of one cine stay comparable. What cannot keep its depth, colour or
+alpha of 16 bits, is refused. For DICOM use ``dicom-node process``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 Grey = NDArray[np.uint8]
 Despeckle = Callable[[Grey], Grey]
@@ -138,6 +140,11 @@ def apply_file(job: Job, despeckle: Despeckle) -> str:
             frames = int(getattr(image, "n_frames", 1))
             if frames > 1 and image.format not in STILL_FORMATS_WITH_FRAMES:
                 raise ImageError(f"holds {frames} frames; give it frame by frame")
+            if _loses_depth(image):
+                raise ImageError(
+                    "has 16 bits of colour or alpha, of which 8 would be lost; store it as 16-bit "
+                    "grey without alpha, or with 8 bits"
+                )
             image.load()
             result, note = despeckle_image(image, despeckle)
             keep = _kept_information(image)
@@ -150,6 +157,12 @@ def apply_file(job: Job, despeckle: Despeckle) -> str:
         raise ImageError(f"cannot be read: {reason}") from error
     _save(result, job.target, keep)
     return note
+
+
+def _loses_depth(image: ImageFile.ImageFile) -> bool:
+    """Whether a picture that is not loaded yet has samples of 16 bits that Pillow makes 8."""
+    deep = any(re.search(";16[BLN]", str(tile.args)) for tile in image.tile)  # BGR;16 is 5, 6, 5
+    return deep and not image.mode.startswith("I")
 
 
 def despeckle_image(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Image, str]:

@@ -8,7 +8,7 @@ bytes of the source are left behind.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from copy import deepcopy
 from typing import Final, cast
 
@@ -81,15 +81,17 @@ def transcribe(source: Dataset, keep_private: Collection[str] = ()) -> Dataset:
     Returns
     -------
     pydicom.Dataset
-        Without group lengths, pixels, icon, signatures and other private elements.
+        Without group lengths, pixels, icon, signatures and other private elements, but with those
+        that (0028,0009) points to, and their creators.
     """
     return _copy(source, frozenset(keep_private), [])
 
 
 def _copy(source: Dataset, creators: frozenset[str], ancestors: list[Dataset]) -> Dataset:
     copy = Dataset()
+    pointed_to = _pointed_to(source)
     for tag in sorted(source.keys()):
-        if _stays_behind(source, tag, creators):
+        if tag not in pointed_to and _stays_behind(source, tag, creators):
             continue
         element = item_of(source, tag)
         vr = _vr(source, tag, element)
@@ -198,6 +200,22 @@ def _stays_behind(source: Dataset, tag: BaseTag, creators: frozenset[str]) -> bo
     else:
         creator = source.get(BaseTag((tag.group << 16) | (tag.element >> 8)))
     return str(getattr(creator, "value", "")).strip() not in creators
+
+
+def _pointed_to(source: Dataset) -> frozenset[int]:
+    """Private elements that time the frames, PS3.3 C.7.6.6.1.1, and their creator elements.
+
+    (0028,0009) *Frame Increment Pointer* may be neither absent nor point to nothing.
+    """
+    try:
+        value = source.get("FrameIncrementPointer") or ()
+        tags = [BaseTag(each) for each in (value if isinstance(value, Iterable) else [value])]
+    except MALFORMED:
+        return frozenset()
+    private = [tag for tag in tags if tag.is_private and tag.element > 0xFF]  # noqa: PLR2004
+    return frozenset(
+        {*private, *(BaseTag((tag.group << 16) | (tag.element >> 8)) for tag in private)}
+    )
 
 
 def _vr(source: Dataset, tag: BaseTag, element: DataElement | RawDataElement) -> str:

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dicom_node.audit import Event, EventName, event
 from dicom_node.config import Settings
@@ -29,7 +30,8 @@ from dicom_node.records import DeliveryState, Stage
 from dicom_node.service.edge import guarded
 
 _MB = 1_000_000
-_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+_Row = Sequence[str | Text]
+_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,11 @@ class Finding:
 def check(settings: Settings, path: Path | None) -> int:
     """Check what a configuration names; 1 where something is wrong."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"configuration: {path or 'built-in defaults'}")
+    console.print(f"configuration: {path or 'built-in defaults'}", markup=False)
     findings = list(_findings(settings))
     for finding in findings:
-        console.print(f"{_MARKS[finding.verdict]} {finding.key}: ", end="")
-        console.print(finding.text, markup=False)
+        verdict = Text(finding.verdict, _STYLES[finding.verdict])
+        console.print(Text.assemble(verdict, f" {finding.key}: {finding.text}"))
     return int(any(finding.verdict == "error" for finding in findings))
 
 
@@ -66,7 +68,9 @@ def _state_directory(settings: Settings) -> Finding:
     """Look without creating anything: this may run as another user than the node."""
     folder, key = settings.node.state_directory, "node.state_directory"
     there = _nearest(folder)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir():
+        return Finding("error", key, f"'{folder}': '{there}' is no folder; name one")
+    if not os.access(there, os.W_OK | os.X_OK):
         text = f"'{folder}': this user may not write there; create it for the node's user"
         return Finding("error", key, text)
     free = _free_mb(there)
@@ -103,7 +107,8 @@ def _port(host: str, port: int, key: str) -> Finding:
         if error.errno == errno.EACCES:
             text = f"{where}: not allowed; take one above 1023 or grant CAP_NET_BIND_SERVICE"
             return Finding("error", key, text)
-        text = f"{where}: {error.strerror or type(error).__name__}; correct receive.host or {key}"
+        host_key = f"{key.partition('.')[0]}.host"
+        text = f"{where}: {error.strerror or type(error).__name__}; correct {host_key} or {key}"
         return Finding("error", key, text)
     return Finding("ok", key, f"{port} is free")
 
@@ -168,8 +173,10 @@ def _peers(settings: Settings) -> Iterator[Finding]:
             yield Finding("error", key, f"ae_title = '{peer.ae_title}' is this node's own")
         elif peer.host is not None and not _resolves(peer.host):
             yield Finding("error", key, f"host = '{peer.host}': no such host; correct it")
-        else:
+        elif peer.host and peer.port:
             yield Finding("ok", key, f"{peer.ae_title}; `dicom-node echo` tries the connection")
+        else:
+            yield Finding("ok", key, f"{peer.ae_title}; without host and port it is never called")
 
 
 def _resolves(host: str) -> bool:
@@ -188,12 +195,14 @@ def echo(settings: Settings) -> int:
         return 1
     with ThreadPoolExecutor(max_workers=min(8, len(names))) as pool:
         answers = list(pool.map(lambda name: _echo_one(settings, name), names))
-    table = Table("peer", "AE title", "address", "answer", box=None, pad_edge=False)
+    rows: list[_Row] = []
     for name, answer in zip(names, answers, strict=True):
         peer = settings.peers[name]
-        said = "[green]answers[/]" if answer is None else f"[red]{answer.code}[/]: {answer.message}"
-        table.add_row(name, peer.ae_title, f"{peer.host}:{peer.port}", said)
-    console.print(table)
+        said = Text("answers", "green")
+        if answer is not None:
+            said = Text.assemble((answer.code, "red"), f": {answer.message}")
+        rows.append((name, peer.ae_title, f"{peer.host}:{peer.port}", said))
+    _print_rows(console, ("peer", "AE title", "address", "answer"), rows)
     return int(any(answer is not None for answer in answers))
 
 
@@ -228,17 +237,14 @@ def status(settings: Settings, ledger: Ledger) -> int:
         f"{settings.receive.min_free_mb} MB"
     )
     if overview.last_errors:
-        errors = Table("when (UTC)", "where", "instance", "error", box=None, pad_edge=False)
+        errors: list[_Row] = []
         for failure in overview.last_errors:
-            mark = "[red]parked[/] " if failure.parked else ""
-            errors.add_row(
-                f"{failure.at:%Y-%m-%d %H:%M:%S}",
-                failure.where,
-                failure.sop_instance_uid,
-                f"{mark}{failure.code}: {failure.message}",
-            )
+            mark = ("parked " if failure.parked else "", "red")
+            said = Text.assemble(mark, f"{failure.code}: {failure.message}")
+            when = f"{failure.at:%Y-%m-%d %H:%M:%S}"
+            errors.append((when, failure.where, failure.sop_instance_uid, said))
         console.print("\nlast errors")
-        console.print(errors)
+        _print_rows(console, ("when (UTC)", "where", "instance", "error"), errors)
     return int(bool(overview.stages.get(Stage.PARKED)) or low)
 
 
@@ -252,8 +258,7 @@ def audit(ledger: Ledger, uid: str | None, *, as_json: bool) -> int:
     as_json : bool
         An object a line, with the codes of PS3.15 A.5.3.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    table = Table("when (UTC)", "event", "outcome", "who", "to", "object", "detail", box=None)
+    rows: list[_Row] = []
     found = 0
     for line in _trail(ledger):
         if uid is not None and uid not in _uids(line):
@@ -266,9 +271,13 @@ def audit(ledger: Ledger, uid: str | None, *, as_json: bool) -> int:
         named = next((one for one in reversed(_uids(line)) if one), "")
         when = f"{line.at:%Y-%m-%d %H:%M:%S}"
         row = (when, line.name, line.outcome.name.lower(), line.actor, line.destination, named)
-        table.add_row(*row, line.detail)
-    if not as_json:
-        console.print(table if found else "no such lines in the audit trail")
+        rows.append((*row, line.detail))
+    console = Console(highlight=False)
+    if not as_json and found:
+        heading = ("when (UTC)", "event", "outcome", "who", "to", "object", "detail")
+        _print_rows(console, heading, rows)
+    elif not as_json:
+        console.print("no such lines in the audit trail")
     return int(uid is not None and not found)
 
 
@@ -291,11 +300,26 @@ def _uids(line: Event) -> list[str]:
 
 
 def _deliveries(console: Console, deliveries: dict[str, dict[DeliveryState, int]]) -> None:
-    table = Table("destination", *DeliveryState, box=None, pad_edge=False)
-    for name, counts in sorted(deliveries.items()):
-        table.add_row(name, *(str(counts.get(state, 0)) for state in DeliveryState))
+    rows = [
+        (name, *(str(counts.get(state, 0)) for state in DeliveryState))
+        for name, counts in sorted(deliveries.items())
+    ]
     console.print()
-    console.print(table)
+    _print_rows(console, ("destination", *DeliveryState), rows)
+
+
+def _print_rows(console: Console, heading: _Row, rows: Sequence[_Row]) -> None:
+    """Print a table whose cells stand as they are: no markup in them, none cut or broken."""
+    lines = [[Text(cell) if isinstance(cell, str) else cell for cell in heading]]
+    for cell in lines[0]:
+        cell.stylize("bold")
+    lines += [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    for column in list(zip(*lines, strict=True))[:-1]:
+        width = max(cell.cell_len for cell in column)
+        for cell in column:
+            cell.pad_right(width - cell.cell_len)
+    for line in lines:
+        console.print(Text("  ").join(line), soft_wrap=True)
 
 
 def _nearest(folder: Path) -> Path:
@@ -316,7 +340,7 @@ def retry(ledger: Ledger, uid: str | None) -> int:
     count = ledger.retry(everything=True) if uid is None else ledger.retry(sop_instance_uid=uid)
     console = Console(highlight=False)
     if not count:
-        console.print("nothing parked" + (f" under {uid}" if uid else ""))
+        console.print("nothing parked" + (f" under {uid}" if uid else ""), markup=False)
         return 1
     scope = "all" if uid is None else ""
     ledger.append_event(event(EventName.OPERATOR_RETRY, sop_instance_uid=uid or "", detail=scope))
@@ -336,5 +360,5 @@ def rederive(ledger: Ledger, uid: str) -> int:
             f"{purged} purged (spool.keep_hours); send the source again to derive it anew"
         )
     if not set_going and not purged:
-        console.print(f"nothing done or skipped under {uid}")
+        console.print(f"nothing done or skipped under {uid}", markup=False)
     return int(not set_going)

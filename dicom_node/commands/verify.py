@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydicom import dcmread
@@ -15,12 +16,14 @@ from pydicom.errors import InvalidDicomError
 from rich.console import Console
 from rich.progress import track
 
-from dicom_node.attributes.identity import is_own_output
+from dicom_node.attributes.identity import is_own_output, is_valid_uid
+from dicom_node.attributes.transcribe import MALFORMED
 from dicom_node.config import Settings
 from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError
 from dicom_node.pictures import write_panel
 from dicom_node.pipeline import Despeckler
+from dicom_node.service.edge import guarded
 from dicom_node.service.folder import find_files
 from dicom_node.verify import compare, recompute, source_of
 
@@ -77,7 +80,7 @@ def _sorted(files: Iterable[Path]) -> tuple[dict[str, Path], dict[Path, Dataset]
                 derived[path] = header
             else:
                 sources[str(open_instance(path).dataset.SOPInstanceUID)] = path
-        except (InvalidDicomError, OSError, NodeError):
+        except (*MALFORMED, InvalidDicomError, OSError, NodeError):
             continue
     return sources, derived
 
@@ -94,21 +97,22 @@ class _Verifier:
 
     def problems(self, path: Path, header: Dataset) -> list[str]:
         """What is wrong with a derived object; empty where all is right."""
+        found = guarded(partial(self._problems, path, header))
+        return [f"{found.message} [{found.code}]"] if isinstance(found, NodeError) else found
+
+    def _problems(self, path: Path, header: Dataset) -> list[str]:
         uid = source_of(header)
         source = self.sources.get(uid)
         if source is None:
-            named = uid or "(none is named)"
+            named = uid if is_valid_uid(uid) else "(none is named)"
             return [f"its source {named} is not among the files; give it as well"]
-        try:
-            found = compare(source, path)
-            if self.pictures is not None:
-                write_panel(found.before, found.after, self.pictures / f"{path.stem}.png")
-            despeckler = self._despeckler_of(header)
-            if despeckler is None:
-                return [*found.problems, self._other_bundle()]
-            again = recompute(source, path, despeckler, self.settings)
-        except NodeError as error:
-            return [f"{error.message} [{error.code}]"]
+        found = compare(source, path)
+        if self.pictures is not None:
+            write_panel(found.before, found.after, self.pictures / f"{path.stem}.png")
+        despeckler = self._despeckler_of(header)
+        if despeckler is None:
+            return [*found.problems, self._other_bundle()]
+        again = recompute(source, path, despeckler, self.settings)
         if not again.same_uid:
             return [*found.problems, _OTHER_SETTINGS]
         if not again.agrees:

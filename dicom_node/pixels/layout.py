@@ -18,6 +18,10 @@ from dicom_node.pixels import codecs, pixelfile
 _MAX_PIXELS: Final = 64_000_000
 _GREY: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
 COLOUR: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+_UNSUPPORTED: Final = frozenset(
+    {"HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB"}
+)
+"""The other defined terms of PS3.3 C.7.6.3.1.2, retired ones too."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,11 @@ class Layout:
     little_endian: bool
 
 
-def bits_unsupported(bits: int) -> Refused:
-    """The error for samples that do not fit 8 bits."""
+def bits_unsupported(what: str) -> Refused:
+    """The error for samples that are not the 8 bits of ultrasound; what is, and where."""
     return Refused(
         "bits-unsupported",
-        f"(0028,0100) Bits Allocated / (0028,0101) Bits Stored: {bits}-bit samples are not "
-        "ultrasound B-mode as PS3.3 C.8.5.6 has it; send 8-bit samples",
+        f"{what}; send B-mode as PS3.3 C.8.5.6 has it: 8 bits allocated, 8 stored, high bit 7",
     )
 
 
@@ -77,6 +80,23 @@ def _stated_frames(dataset: FileDataset) -> int | None:
     return frames
 
 
+def _bits_allocated(dataset: FileDataset, photometric: str) -> int:
+    """(0028,0100) *Bits Allocated*, where it fits Bits Stored, High Bit and the colour model."""
+    allocated = _number(dataset, "BitsAllocated") or 8
+    stored = _number(dataset, "BitsStored") or allocated
+    high = _number(dataset, "HighBit")
+    eight = stored == 8 and high in (None, 7)  # noqa: PLR2004
+    palette16 = photometric == "PALETTE COLOR" and allocated == 16  # noqa: PLR2004
+    eight_in_sixteen = eight and allocated == 16 and photometric not in COLOUR  # noqa: PLR2004
+    if palette16 or eight_in_sixteen or (eight and allocated == 8):  # noqa: PLR2004
+        return allocated
+    if stored != 8:  # noqa: PLR2004
+        raise bits_unsupported(f"(0028,0101) Bits Stored is {stored}")
+    if not eight:
+        raise bits_unsupported(f"(0028,0102) High Bit is {high}")
+    raise bits_unsupported(f"(0028,0100) Bits Allocated is {allocated}")
+
+
 def read_layout(dataset: FileDataset, element: pixelfile.PixelElement, pixels: int) -> Layout:
     """How the samples are stored, as the data set says, checked against itself.
 
@@ -90,9 +110,11 @@ def read_layout(dataset: FileDataset, element: pixelfile.PixelElement, pixels: i
     """
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
     if photometric not in _GREY | COLOUR | {"PALETTE COLOR"}:
+        # A damaged length may have drawn the patient's name into the value: only a term is told.
+        named = photometric if photometric in _UNSUPPORTED else "unknown"
         raise Refused(
             "photometric-unsupported",
-            f"(0028,0004) Photometric Interpretation is {photometric[:16] or 'absent'}; send "
+            f"(0028,0004) Photometric Interpretation is {named if photometric else 'absent'}; send "
             "MONOCHROME1, MONOCHROME2, PALETTE COLOR, RGB, YBR_FULL, YBR_FULL_422, _ICT or _RCT",
         )
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -104,14 +126,7 @@ def read_layout(dataset: FileDataset, element: pixelfile.PixelElement, pixels: i
             f"(0028,0002) Samples per Pixel is {samples}, which {photometric} in (0028,0004) "
             "cannot have; correct it at the source",
         )
-    allocated = _number(dataset, "BitsAllocated") or 8
-    stored = _number(dataset, "BitsStored") or allocated
-    high = _number(dataset, "HighBit")
-    eight_in_sixteen = allocated == 16 and stored == 8 and high in (None, 7)  # noqa: PLR2004
-    palette16 = photometric == "PALETTE COLOR" and allocated == 16  # noqa: PLR2004
-    plain8 = allocated == 8 and stored == 8 and high in (None, 7)  # noqa: PLR2004
-    if not plain8 and not palette16 and not (eight_in_sixteen and not coloured):
-        raise bits_unsupported(stored)
+    allocated = _bits_allocated(dataset, photometric)
     if _number(dataset, "PixelRepresentation") == 1:
         raise Refused(
             "signed-pixels", "(0028,0103) Pixel Representation is 1; send unsigned samples"
@@ -159,8 +174,10 @@ def native_extents(
     whole, rest = divmod(length, layout.frame_bytes)
     frames = _stated_frames(dataset)
     if frames is None:
-        if whole < 1 or rest > 1:
+        if whole < 1:
             raise pixelfile.truncated(length, layout.frame_bytes)
+        if rest > 1:
+            raise pixelfile.too_long(length, whole * layout.frame_bytes)
         frames = whole
     if whole < frames:
         raise pixelfile.truncated(length, frames * layout.frame_bytes)

@@ -80,6 +80,15 @@ def truncated(available: int, expected: int | None) -> Permanent:
     )
 
 
+def too_long(length: int, expected: int) -> Permanent:
+    """The error for Pixel Data with a rest that is no frame; sizes in bytes."""
+    return Permanent(
+        "pixel-data-too-long",
+        f"(7FE0,0010) Pixel Data has {length} bytes, more than the {expected} of whole frames by "
+        "(0028,0010) Rows and (0028,0011) Columns; correct the one or send the object again",
+    )
+
+
 def frame_count_differs(stated: int, found: str) -> Permanent:
     """The error for a frame count that the data contradict."""
     return Permanent(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from dicom_node.errors import NodeError
+from dicom_node.errors import NodeError, Permanent
 from dicom_node.records import PixelReport
 
 
@@ -57,6 +58,46 @@ def find_files(sources: Sequence[Path], output: Path | None = None) -> list[Path
                 continue
             found.setdefault(resolved)
     return list(found)
+
+
+def make_output(output: Path) -> None:
+    """Create the folder for results.
+
+    Raises
+    ------
+    Permanent
+        ``output-unusable``.
+    """
+    reason = "this user may not write there"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if os.access(output, os.W_OK | os.X_OK):
+            return
+    except OSError as error:
+        reason = error.strerror or reason
+    raise Permanent(
+        "output-unusable", f"--output '{output}': {reason}; name a folder that can be written"
+    )
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Turn what the file system reports offline, where there is no spool, into the node's error.
+
+    Raises
+    ------
+    Permanent
+        ``file-unusable``.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = f"'{error.filename}'" if error.filename else "a result or temporary file"
+        reason = error.strerror or type(error).__name__
+        raise Permanent(
+            "file-unusable",
+            f"{named} cannot be used ({reason}); check that it is there, the disk and the rights",
+        ) from error
 
 
 def write_into(output: Path) -> Callable[[str, Iterable[bytes]], Path]:

@@ -15,9 +15,12 @@ from pydicom import dcmread
 
 from dicom_node.audit import EventName, event
 from dicom_node.demo.pacs import EmbeddedPacs
+from dicom_node.errors import Permanent
 from dicom_node.ledger import Ledger
 from tests.builders import write_us_instance
+from tests.ledgers import soon
 from tests.peers import LOOPBACK, free_port, orthanc
+from tests.receiving import arrival
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +58,7 @@ def test_every_command_is_listed():
         "echo",
         "status",
         "retry",
+        "rederive",
         "verify",
         "audit",
     ]:
@@ -69,6 +73,9 @@ def test_every_command_is_listed():
         ("[despeckle]\nstrength = 1.5\n", ["despeckle.strength", "1.5", "less than or equal to 1"]),
         ('[peers.x]\nae_title = "X"\nreceives = true\n', ["peers.x", "host and port"]),
         ('[peers.x]\nae_title = "SEVENTEEN_LETTERS"\n', ["peers.x.ae_title", "16"]),
+        ('[peers.x]\nae_title = "  "\n', ["peers.x.ae_title", "at least 1 character"]),
+        ("[retry]\ngive_up_hours = inf\n", ["retry.give_up_hours", "finite"]),
+        ("[spool]\nkeep_hours = nan\n", ["spool.keep_hours", "finite"]),
         ('[peers.x]\nae_title = "Ger\u00e4t"\n', ["peers.x.ae_title", "printable ASCII"]),
         (
             "[derive]\nseries_description_label = 'a \\ b'\n",
@@ -117,6 +124,22 @@ def test_check_finds_missing_bundle_busy_port_and_unknown_host(tmp_path):
     assert "error peers.far: host = 'no-such-host.invalid'" in done.stdout
 
 
+def test_check_prints_names_as_they_are_and_says_who_is_never_called(tmp_path):
+    text = '[peers."[old]"]\nae_title = "US1"\n'
+    done = command("check-config", "--config", config(tmp_path, text))
+    assert done.returncode == 0, done.stdout
+    assert "ok peers.[old]: US1; without host and port it is never called" in done.stdout
+
+
+def test_echo_prints_names_as_they_are(tmp_path):
+    text = f'[peers."[old]"]\nae_title = "[/X]"\nhost = "{LOOPBACK}"\nport = {free_port()}\n'
+    done = command("echo", "--config", config(tmp_path, text))
+    assert done.returncode == 1
+    assert re.search(
+        r"^\[old\] +\[/X\] +127.0.0.1:\d+ +peer-unreachable: ", done.stdout, re.MULTILINE
+    )
+
+
 @pytest.mark.peer
 def test_echo_shows_every_peer_and_fails_if_one_does(tmp_path):
     with orthanc(tmp_path / "orthanc") as archive:
@@ -135,6 +158,39 @@ def test_status_of_a_node_that_never_ran_says_so(tmp_path):
     done = command("status", "--config", config(tmp_path))
     assert done.returncode == 78
     assert "holds no ledger" in done.stderr
+
+
+UID = "2.25.206014738917823831808931866092327136675203.1.2.3.4.5.6.7.8.9"
+
+
+def test_status_and_audit_print_messages_as_they_are_and_uids_whole(tmp_path):
+    path = config(tmp_path)
+    (tmp_path / "state").mkdir()
+    with Ledger(f"sqlite:///{tmp_path}/state/ledger.sqlite3") as ledger:
+        ledger.record_arrival(arrival(UID))
+        instance = ledger.claim_derive("w", soon())
+        assert instance is not None
+        ledger.park(instance.id, "w", Permanent("odd", f"[/RED] [peers.old] {'long ' * 20}end"))
+        ledger.append_event(
+            event(EventName.INSTANCE_SENT, destination="[old]", sop_instance_uid=UID, detail="[/]")
+        )
+    shown = command("status", "--config", path, COLUMNS="80")
+    assert shown.returncode == 1
+    assert "Traceback" not in shown.stderr
+    assert re.search(rf"derive  {UID}  parked odd: \[/RED\] \[peers.old\] long.*end", shown.stdout)
+    trail = command("audit", UID, "--config", path, COLUMNS="80")
+    assert trail.returncode == 0, trail.stderr
+    assert re.search(rf"\[old\]  {UID}  \[/\]", trail.stdout)
+
+
+def test_retry_and_rederive_print_what_was_asked_for(tmp_path):
+    path = config(tmp_path)
+    (tmp_path / "state").mkdir()
+    Ledger(f"sqlite:///{tmp_path}/state/ledger.sqlite3").close()
+    for name in ("retry", "rederive"):
+        done = command(name, "[/1.2]", "--config", path)
+        assert done.returncode == 1
+        assert "under [/1.2]" in done.stdout
 
 
 def test_audit_shows_the_lines_that_name_an_object_for_people_and_programs(tmp_path):
@@ -171,6 +227,28 @@ def test_second_receiver_on_the_same_port_ends_with_one_clear_line(tmp_path):
     assert done.returncode == 1
     assert "cannot listen" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_receiver_on_a_host_that_does_not_resolve_says_so(tmp_path):
+    path = config(tmp_path)
+    path.write_text(path.read_text().replace(LOOPBACK, "no-such-host.invalid"))
+    done = command("receive", "--config", path)
+    assert done.returncode == 1
+    assert "receive.host, receive.port" in done.stderr
+    assert "no such host" in done.stderr
+    assert "another program" not in done.stderr
+
+
+def test_state_directory_that_is_a_file_is_named_with_its_key(tmp_path):
+    path = config(tmp_path, f'[ledger]\nurl = "sqlite:///{tmp_path}/ledger"\n')
+    (tmp_path / "state").write_text("")
+    done = command("receive", "--config", path)
+    assert done.returncode == 78
+    assert f"node.state_directory = '{tmp_path}/state': is no folder" in done.stderr
+    checked = command("check-config", "--config", path)
+    assert checked.returncode == 1
+    assert f"error node.state_directory: '{tmp_path}/state'" in checked.stdout
+    assert "is no folder" in checked.stdout
 
 
 @pytest.mark.slow
@@ -265,6 +343,20 @@ def test_verify_names_pixels_that_are_not_those_of_the_network(processed, tmp_pa
     done = command("verify", folder)
     assert done.returncode == 1
     assert re.search(r"pixels differ by over a grey level|outside the tissue", done.stdout)
+
+
+def test_verify_reports_a_damaged_object_and_goes_on(processed, tmp_path):
+    folder = shutil.copytree(processed, tmp_path / "damaged")
+    (path,) = (folder / "derived").rglob("*.dcm")
+    whole = path.read_bytes()
+    (path.parent / "0-half.dcm").write_bytes(whole[: len(whole) // 2])
+    (path.parent / "1-stub.dcm").write_bytes(whole[:500])
+    done = command("verify", folder)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(r"WRONG .*0-half.dcm\n +its pixels are damaged or cut off", done.stdout)
+    assert f"right {path}" in done.stdout
+    assert "2 derived objects, 1 wrong" in done.stdout
 
 
 @pytest.mark.parametrize(

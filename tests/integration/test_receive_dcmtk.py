@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import BasicTextSRStorage
+from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from dicom_node.ledger import Ledger
 from dicom_node.records import Stage
 from dicom_node.spool import Spool
+from tests.builders import write_us_instance
 from tests.peers import LOOPBACK, listens, require_program, wait_until
 from tests.receiving import receive_settings, small_object, write_object
 
 pytestmark = pytest.mark.peer
+README = Path(__file__).parents[2] / "README.md"
 
 RECEIVER = """
 import sys
@@ -70,6 +74,26 @@ def test_echoscu_is_answered(tmp_path):
     settings = receive_settings(tmp_path)
     with receiver(settings):
         assert dcmtk("echoscu", settings, []).returncode == 0
+
+
+def test_dcmsend_of_the_readme_delivers_jpeg_beside_uncompressed_objects(tmp_path):
+    settings = receive_settings(tmp_path)
+    syntaxes = (JPEGBaseline8Bit, ExplicitVRLittleEndian)
+    for number, syntax in enumerate(syntaxes):
+        path = tmp_path / f"{number}.dcm"
+        write_us_instance(path, instance=number + 1, transfer_syntax=syntax)
+    command = re.search(r"`(dcmsend [^`]+)`", README.read_text())
+    assert command is not None
+    words = command[1].replace("DESPECKLE", "NODE").replace("11112", str(settings.receive.port))
+    words = words.replace("*.dcm", "0.dcm 1.dcm")
+    require_program("dcmsend")
+    with receiver(settings):
+        subprocess.run(words.split(), check=True, cwd=tmp_path, timeout=120)
+    with Ledger(settings.ledger_url) as ledger:
+        for number, syntax in enumerate(syntaxes):
+            held = ledger.instance(dcmread(tmp_path / f"{number}.dcm").SOPInstanceUID)
+            assert held is not None
+            assert held.identity.transfer_syntax_uid == syntax
 
 
 @pytest.mark.parametrize("option", ["-xe", "-xi", "-xb", "-xd"])

@@ -1,4 +1,4 @@
-"""config/node.toml shows every key of the settings with its default; systemd takes the units."""
+"""config/node.toml has every key with its default; systemd takes the units; the version is one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from dicom_node.config import Peer, Settings, load
+from dicom_node import __version__
+from dicom_node.attributes.identity import IMPLEMENTATION_VERSION_NAME
+from dicom_node.config import Peer, Settings, load, parse
 from tests.peers import require_program
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,12 @@ def test_every_setting_has_a_sentence():
         assert all(field.description for field in fields.values())
 
 
+def test_ae_titles_are_read_without_the_spaces_around_them():
+    settings = parse({"node": {"ae_title": " HERE"}, "peers": {"us": {"ae_title": "US1 "}}})
+    assert settings.node.ae_title == "HERE"
+    assert settings.peer_of("US1") is settings.peers["us"]
+
+
 @pytest.fixture
 def units(tmp_path: Path) -> list[Path]:
     """The units with a program that exists on this machine."""
@@ -109,6 +117,26 @@ def test_units_are_hardened(unit):
         timeout=60,
     )
     assert done.returncode == 0, done.stdout[-500:]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_start_again_for_as_long_as_it_takes(unit):
+    lines = unit.read_text().splitlines()
+    assert "StartLimitIntervalSec=0" in lines
+    assert "RestartSec=5" in lines
+    assert not any(line.startswith("StartLimitBurst=") for line in lines)
+
+
+def test_port_104_also_needs_the_users_of_the_host():
+    text = (ROOT / "systemd" / "dicom-node-receive.service").read_text()
+    comment = text[text.index("# For port 104") : text.index("#AmbientCapabilities")]
+    assert "PrivateUsers=no" in comment
+
+
+def test_conformance_statement_is_of_this_version():
+    text = (ROOT / "docs" / "conformance.md").read_text()
+    assert f"Product: despeckle-node {__version__}." in text
+    assert f"`{IMPLEMENTATION_VERSION_NAME}`" in text
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

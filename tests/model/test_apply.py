@@ -1,6 +1,8 @@
 """Image files in, one PNG of the same name and size out, and only what is grey changes."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -120,6 +122,23 @@ def test_sixteen_bits_stay_sixteen_bits_and_change_by_the_same_share():
     result = applied(Image.fromarray(pixels))
     assert result.dtype == np.uint16
     np.testing.assert_array_equal(result, pixels - 10 * 257)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_of_colour_or_alpha_are_refused(tmp_path, colour_type, channels):
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, colour_type, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\x12\x34" * 4 * channels) * 4)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    source = tmp_path / "deep.png"
+    source.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(ImageError, match="16 bits"):
+        apply_file(Job(source, tmp_path / "out.png"), darker)
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_twelve_bits_in_a_sixteen_bit_file_are_seen_as_such():

@@ -290,6 +290,8 @@ def test_422_label_on_full_chroma_is_seen_through(tmp_path: Path) -> None:
         ({"PhotometricInterpretation": "RGB"}, Permanent, "photometric-contradicted", "(0028,0002)"),
         ({"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11}, Refused, "bits-unsupported", "(0028,0101)"),
         ({"BitsStored": 7, "HighBit": 6}, Refused, "bits-unsupported", "(0028,0101)"),
+        ({"BitsAllocated": 16, "HighBit": 15}, Refused, "bits-unsupported", "(0028,0102) High Bit is 15"),
+        ({"BitsAllocated": 32}, Refused, "bits-unsupported", "(0028,0100) Bits Allocated is 32"),
         ({"PixelRepresentation": 1}, Refused, "signed-pixels", "(0028,0103)"),
         ({"PixelPresentation": "COLOR"}, Refused, "supplemental-palette", "(0008,9205)"),
         ({"Rows": 0}, Permanent, "frame-size-impossible", "(0028,0010)"),
@@ -297,6 +299,7 @@ def test_422_label_on_full_chroma_is_seen_through(tmp_path: Path) -> None:
         ({"Rows": 480}, Permanent, "pixel-data-truncated", "(7FE0,0010)"),
         ({"NumberOfFrames": 2}, Permanent, "pixel-data-truncated", "(7FE0,0010)"),
         ({"Rows": 24}, Permanent, "frame-count-differs", "(0028,0008)"),
+        ({"Rows": 36}, Permanent, "pixel-data-too-long", "3072 bytes, more than the 2304 of"),
         ({"PixelData": None}, Permanent, "pixel-data-missing", "(7FE0,0010)"),
     ],
 )  # fmt: skip
@@ -308,6 +311,28 @@ def test_unusable_object_is_refused_naming_the_tag(
     error = failure(written(tmp_path, **change))
     assert (type(error), error.code) == (kind, code)
     assert tag in error.message
+
+
+def test_colour_samples_in_sixteen_bits_are_refused_by_what_is_wrong(tmp_path: Path) -> None:
+    path = written(tmp_path, photometric="RGB", BitsAllocated=16)
+    assert "(0028,0100) Bits Allocated is 16" in failure(path).message
+
+
+def test_overlay_in_unused_bits_is_said_to_be_one(tmp_path: Path) -> None:
+    ds = make_us_instance()
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 8, 7
+    ds.PixelData = np.full((48, 64), 0x0180, "<u2").tobytes()
+    ds["PixelData"].VR = "OW"
+    message = failure(save(ds, tmp_path / "x.dcm")).message
+    assert "overlays in unused bits" in message
+    assert "16-bit" not in message
+
+
+def test_photometric_interpretation_is_told_only_where_it_is_a_defined_term(tmp_path: Path) -> None:
+    assert "is CMYK; " in failure(written(tmp_path, PhotometricInterpretation="CMYK")).message
+    message = failure(written(tmp_path, PhotometricInterpretation="SECRET^NAME")).message
+    assert "is unknown; " in message
+    assert "SECRET" not in message
 
 
 def test_missing_instance_uid_is_taken_from_the_file_meta(tmp_path: Path) -> None:

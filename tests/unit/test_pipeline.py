@@ -193,6 +193,60 @@ def test_folder_is_derived_and_the_bad_ones_are_reported(tmp_path: Path) -> None
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_second_file_of_an_instance_fails_and_names_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    first = write_us_instance(folder / "a.dcm", seed=1)
+    write_us_instance(folder / "b.dcm", seed=2)
+    outcomes = derive_files([folder], tmp_path / "out", MedianDespeckler(), Settings())
+    assert [one.status for one in outcomes] == [FileStatus.DERIVED, FileStatus.FAILED]
+    error = outcomes[1].error
+    assert error is not None
+    assert error.code == "instance-repeated"
+    assert f"'{first}'" in error.message
+    (derived,) = (tmp_path / "out").rglob("*.dcm")
+    alone = derive_files([first], tmp_path / "alone", MedianDespeckler(), Settings())[0].path
+    assert alone is not None
+    assert dcmread(derived).PixelData == dcmread(alone).PixelData
+
+
+class Faulty(MedianDespeckler):
+    def frames(self, luminances: Iterable[Any], strength: float) -> Iterator[Any]:
+        if not self.seen:
+            self.seen += [np.zeros(1)]
+            raise ZeroDivisionError
+        return super().frames(luminances, strength)
+
+
+def test_fault_of_the_program_stops_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in (1, 2):
+        write_us_instance(tmp_path / "in" / f"{number}.dcm", instance=number)
+    outcomes = derive_files([tmp_path / "in"], tmp_path / "out", Faulty(), Settings())
+    assert [one.status for one in outcomes] == [FileStatus.FAILED, FileStatus.DERIVED]
+    assert outcomes[0].error is not None
+    assert "ZeroDivisionError" in outcomes[0].error.message
+
+
+@pytest.mark.parametrize("name", ["file", "file/deeper"])
+def test_output_that_cannot_be_written_is_named_before_anything_is_read(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Permanent, match="output-unusable") as caught:
+        derive_files([tmp_path], tmp_path / name, MedianDespeckler(), Settings())
+    assert str(tmp_path / name) in caught.value.message
+    assert "spool" not in caught.value.message
+
+
+def test_file_that_is_not_there_is_named_without_a_spool(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.dcm"
+    (outcome,) = derive_files([absent], tmp_path / "out", MedianDespeckler(), Settings())
+    assert outcome.error is not None
+    assert f"'{absent}'" in outcome.error.message
+    assert "spool" not in outcome.error.message
+
+
 def test_output_inside_the_input_is_not_read_again(tmp_path: Path) -> None:
     write_us_instance(tmp_path / "a.dcm")
     for _ in range(2):

@@ -74,6 +74,24 @@ def test_private_elements_go_unless_allowed(tmp_path: Path, syntax: str) -> None
     assert not any(b"RAW" in str(e.value).encode() for e in kept)
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("pointer", [0x00191001, [0x00181063, 0x00191001]])
+def test_what_the_frame_increment_pointer_names_stays_with_its_creator(
+    tmp_path: Path, syntax: str, pointer: int | list[int]
+) -> None:
+    ds = make_us_instance(transfer_syntax=syntax, frames=2)
+    for creator in ("TIMES", "OTHER"):
+        block = ds.private_block(0x0019, creator, create=True)
+        block.add_new(0x01, "DS", "33.5")
+        block.add_new(0x02, "LO", f"of {creator}")
+    ds.FrameIncrementPointer = pointer
+    copy = through(save(ds, tmp_path / "x.dcm"))
+    assert copy.FrameIncrementPointer == pointer
+    assert {int(e.tag) for e in copy.iterall() if e.tag.is_private} == {0x00190010, 0x00191001}
+    assert copy[0x00190010].value == "TIMES"
+    assert b"33.5" in serialise(copy)
+
+
 def test_what_belongs_to_the_source_bytes_goes(tmp_path: Path) -> None:
     icon, signature = Dataset(), Dataset()
     icon.Rows = 1
