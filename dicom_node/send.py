@@ -32,7 +32,6 @@ from dicom_node.network.associate import (
 from dicom_node.network.status import Verdict, describe, verdict
 from dicom_node.records import DERIVED_FILE_UNREADABLE, Delivery, DeliveryState
 from dicom_node.service import log
-from dicom_node.spool import disk_errors
 
 _log = log.get(__name__)
 STORE_REFUSED: Final = "store-refused"
@@ -180,11 +179,8 @@ def _context(delivery: Delivery) -> Context:
 def _unreadable(path: Path, error: Exception) -> NodeError:
     """A file that is not what was derived is lost; a disk that fails may recover."""
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        try:
-            with disk_errors():
-                raise error
-        except Transient as passing:
-            return passing
+        reason = error.strerror or type(error).__name__
+        return Transient("disk-failed", f"{path} cannot be read now ({reason}); check its disk")
     return Permanent(
         DERIVED_FILE_UNREADABLE,
         f"{path} is missing or no DICOM file; retry, and its source is derived anew",
