@@ -710,6 +710,49 @@ def test_damaged_ledger_is_permanent(tmp_path):
     assert caught.value.code == "ledger-damaged"
 
 
+@pytest.fixture
+def postgres(tmp_path):
+    with Ledger(empty_ledger_url("postgresql", tmp_path)) as opened:
+        yield opened
+
+
+def fail_with(ledger: Ledger, state: str) -> None:
+    """Let PostgreSQL report an error."""
+    with ledger._database.write() as connection:
+        connection.exec_driver_sql(
+            f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"
+        )
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("08006", "25006", "40001", "40P01", "53100", "53200", "53300"),
+        *("55P03", "57014", "57P01", "57P03", "58030"),
+    ],
+)
+def test_what_passes_in_postgresql_is_transient(postgres, state):
+    with pytest.raises(Transient, match=state) as caught:
+        fail_with(postgres, state)
+    assert caught.value.code == "ledger-unavailable"
+
+
+@pytest.mark.parametrize("state", ["23505", "25001", "42P01", "XX001"])
+def test_what_does_not_pass_in_postgresql_is_permanent(postgres, state):
+    with pytest.raises(Permanent) as caught:
+        fail_with(postgres, state)
+    assert caught.value.code == "ledger-damaged"
+
+
+def test_connection_that_postgresql_ends_is_transient_and_the_next_one_serves(postgres):
+    with pytest.raises(Transient), postgres._database.write() as connection:
+        own = connection.scalar(sa.select(sa.func.pg_backend_pid()))
+        with postgres._database.write() as other:
+            other.execute(sa.select(sa.func.pg_terminate_backend(own)))
+        connection.execute(sa.select(1))
+    assert postgres.overview().stages == {}
+
+
 def test_sqlite_is_durable_at_every_commit(tmp_path):
     with Ledger(f"sqlite:///{tmp_path / 'l.sqlite3'}") as ledger, ledger._database.write() as c:
         assert c.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
