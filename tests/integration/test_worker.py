@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import UltrasoundImageStorage
 
 from dicom_node import schedule, worker
 from dicom_node.audit import EventName
@@ -178,6 +179,24 @@ def test_error_alone_decides_the_stage(  # noqa: PLR0917
     with working(settings, ledger, spool):
         row = wait_stage(ledger, uid, stage)
     assert row.error_code == error.code
+
+
+@pytest.mark.parametrize("lost", ["prefix", "class"])
+def test_acknowledged_object_that_the_disk_damaged_is_parked_and_its_file_kept(
+    settings, ledger, spool, lost
+):
+    uid = arrive(ledger, spool)
+    source = ledger.instance(uid).source_path
+    whole = source.read_bytes()
+    known = str(UltrasoundImageStorage).encode()
+    damaged = {"prefix": bytes(len(whole)), "class": whole.replace(known, b"9" * len(known))}[lost]
+    source.write_bytes(damaged)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.PARKED)
+        assert row.error_code == "source-damaged"
+        source.write_bytes(whole)
+        ledger.retry(sop_instance_uid=uid)
+        wait_stage(ledger, uid, Stage.DONE)
 
 
 def test_unexpected_exception_parks_its_object_by_name_and_the_rest_goes_on(
