@@ -664,6 +664,13 @@ def test_files_of_work_in_progress_cannot_be_forgotten(ledger):
     assert len(ledger.known_files()) == 1
 
 
+def test_files_of_more_instances_than_a_statement_takes_are_forgotten(ledger):
+    for number in range(2):
+        ledger.record_arrival(arrival(f"1.2.3.{number}"), skip=SKIP)
+    assert ledger.forget_files([1, *range(1_000_000, 1_260_000), 2]) == {1, 2}
+    assert ledger.known_files() == set()
+
+
 def test_audit_trail_keeps_what_was_written(ledger):
     line = event(EventName.SERIES_RELEASED, series_instance_uid="1.2", detail="quiet")
     ledger.append_event(line)
@@ -745,11 +752,15 @@ def test_what_does_not_pass_in_postgresql_is_permanent(postgres, state):
 
 
 def test_connection_that_postgresql_ends_is_transient_and_the_next_one_serves(postgres):
-    with pytest.raises(Transient), postgres._database.write() as connection:
-        own = connection.scalar(sa.select(sa.func.pg_backend_pid()))
-        with postgres._database.write() as other:
-            other.execute(sa.select(sa.func.pg_terminate_backend(own)))
-        connection.execute(sa.select(1))
+    def cut_off() -> None:
+        with postgres._database.write() as connection:
+            own = connection.scalar(sa.select(sa.func.pg_backend_pid()))
+            with postgres._database.write() as other:
+                other.execute(sa.select(sa.func.pg_terminate_backend(own)))
+            connection.execute(sa.select(1))
+
+    with pytest.raises(Transient):
+        cut_off()
     assert postgres.overview().stages == {}
 
 
