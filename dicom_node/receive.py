@@ -331,7 +331,10 @@ class Receiver:
         report = read_report(event.event_information)
         try:
             changed = self._ledger.commit_report(
-                report.transaction_uid, report.confirmed, report.failed
+                report.transaction_uid,
+                report.confirmed,
+                report.failed,
+                actor=self._settings.node.ae_title,
             )
         except NodeError as error:
             _log.error("receive-unable", code=error.code, message=error.message)

@@ -640,10 +640,12 @@ def test_commitment_report_on_a_new_association_confirms(node):
     assert node.ledger.instance("1.2.3").stage is Stage.COMMIT
     assert report(node, "2.25.9", 1, ReferencedSOPSequence=[("2.25.1.2.3", None)]) == 0
     assert node.ledger.instance("1.2.3").stage is Stage.AUDIT
+    line = node.ledger.events()[-1][1]
+    assert (line.name, line.actor, line.destination) == ("instance-confirmed", "NODE", "pacs")
 
 
 def test_commitment_report_that_cannot_be_recorded_is_answered_as_failed(node, monkeypatch):
-    def locked(*_arguments):
+    def locked(*_arguments, **_options):
         raise Transient("ledger-unavailable", "the ledger is locked")
 
     monkeypatch.setattr(node.ledger, "commit_report", locked)

@@ -116,7 +116,9 @@ def test_instance_goes_all_the_way(settings, ledger, spool, pacs):
     names = [event.name for _, event in ledger.events()]
     assert names.index(EventName.SERIES_RELEASED) < names.index(EventName.INSTANCE_SENT)
     assert names[-1] == EventName.INSTANCE_COMPLETED
-    assert EventName.INSTANCE_CONFIRMED in names
+    assert names.index(EventName.INSTANCE_DERIVED) < names.index(EventName.INSTANCE_SENT)
+    for name in (EventName.INSTANCE_DERIVED, EventName.INSTANCE_CONFIRMED):
+        assert names.count(name) == 1
 
 
 def test_bundle_is_the_one_for_the_sender(tmp_path, ledger, spool):
@@ -274,6 +276,7 @@ def test_refusing_pacs_parks_the_delivery_with_its_status(tmp_path, ledger, spoo
     with working(settings, ledger, spool):
         row = wait_stage(ledger, uid, Stage.PARKED)
     assert row.error_code == "store-failed"
+    assert [event.name for _, event in ledger.events()].count(EventName.INSTANCE_PARKED) == 1
     assert "0xC123" in row.error
 
 
@@ -340,6 +343,8 @@ def test_pacs_that_never_reports_and_cannot_be_queried_is_parked_with_the_remedy
             row = wait_stage(ledger, uid, Stage.PARKED)
     assert row.error_code == "commitment-unanswered"
     assert "can reach" in row.error
+    details = [e.detail for _, e in ledger.events() if e.name == EventName.COMMITMENT_FAILED]
+    assert details == ["commitment-unanswered"]
     assert ledger.retry(everything=True) == 1
     assert ledger.overview().deliveries["pacs"] == {DeliveryState.SENT: 1}
 
