@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -94,7 +96,11 @@ def receive(config: Config = None) -> None:
     _, settings = _settings(config)
     log.configure(settings.log, "receive")
     spool = _spool(settings)
-    with _ledger(settings) as ledger, Watch(settings, ledger, spool):
+    with (
+        _ledger(settings) as ledger,
+        _audited("receiver", settings, ledger),
+        Watch(settings, ledger, spool),
+    ):
         receiver = Receiver(settings, ledger, spool)
         raise typer.Exit(process.run("receiver", settings, receiver))
 
@@ -108,8 +114,9 @@ def work(config: Config = None) -> None:
 
     _, settings = _settings(config)
     log.configure(settings.log, "work")
-    with _ledger(settings) as ledger:
-        worker = Worker(settings, ledger, _spool(settings), load_all(settings))
+    with _ledger(settings) as ledger, _audited("worker", settings, ledger):
+        spool = _spool(settings)
+        worker = Worker(settings, ledger, spool, load_all(settings))
         raise typer.Exit(process.run("worker", settings, worker, lambda: worker.is_well))
 
 
@@ -311,6 +318,22 @@ def _make_state_directory(settings: Settings) -> None:
             f"node.state_directory = '{folder}': {reason}; create it, or name one "
             "that this user may write",
         ) from error
+
+
+@contextmanager
+def _audited(name: str, settings: Settings, ledger: Ledger) -> Iterator[None]:
+    """Note the start and the end of a process in the audit trail."""
+    from dicom_node.audit import EventName, event
+
+    def note(what: EventName) -> None:
+        ledger.append_event(event(what, actor=settings.node.ae_title, detail=name))
+
+    note(EventName.APPLICATION_START)
+    try:
+        yield
+    finally:
+        with suppress(NodeError):  # without its ledger a process ends all the same
+            note(EventName.APPLICATION_STOP)
 
 
 def _complain(error: NodeError) -> None:

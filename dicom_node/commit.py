@@ -172,12 +172,10 @@ def request(
 def read_report(information: Dataset) -> Report:
     """Event information -> report; unknown or malformed items are left out.
 
-    An instance named in both sequences counts as failed.
+    An instance named in both sequences counts as failed, also where no reason is given.
     """
     failed = {
-        str(item.get("ReferencedSOPInstanceUID", "")): int(
-            item.get("FailureReason", StoreStatus.PROCESSING_FAILURE)
-        )
+        str(item.get("ReferencedSOPInstanceUID", "")): _reason(item)
         for item in information.get("FailedSOPSequence") or ()
     }
     confirmed = {
@@ -189,6 +187,12 @@ def read_report(information: Dataset) -> Report:
         confirmed=frozenset(confirmed - failed.keys() - {""}),
         failed={uid: reason for uid, reason in failed.items() if uid},
     )
+
+
+def _reason(item: Dataset) -> int:
+    """(0008,1197) *Failure Reason*; absent, empty or no number, it may as well pass."""
+    value = item.get("FailureReason")
+    return value if isinstance(value, int) else int(StoreStatus.PROCESSING_FAILURE)
 
 
 def _action(deliveries: Sequence[Delivery], transaction_uid: str) -> Dataset:

@@ -7,7 +7,6 @@ are on the disk; decoding comes later, in another process.
 
 from __future__ import annotations
 
-import socket
 import ssl
 import threading
 import time
@@ -51,6 +50,7 @@ from dicom_node.network.status import StoreStatus
 from dicom_node.records import Arrival
 from dicom_node.service import log
 from dicom_node.service.listen import cannot_listen
+from dicom_node.service.presence import Presence
 from dicom_node.spool import Spool
 
 _log = log.get(__name__)
@@ -82,7 +82,7 @@ class Receiver:
         self._settings = settings
         self._ledger = ledger
         self._spool = spool
-        self._name = f"{socket.gethostname()}:{settings.receive.port}/"
+        self._presence = Presence(spool, "receivers")
         self._connected: set[Association] = set()
         self._open: set[Association] = set()
         self._lock = threading.Lock()
@@ -115,7 +115,10 @@ class Receiver:
             The ledger does not answer.
         """
         section = self._settings.receive
-        self._ledger.forget_associations(self._name)
+        self._presence.begin()
+        for name in self._presence.dead():
+            self._ledger.forget_associations(f"{name}/")
+            self._presence.bury(name)
         handlers: list[EventHandlerType] = [
             (evt.EVT_CONN_OPEN, self._on_connected),
             (evt.EVT_REQUESTED, self._on_requested),
@@ -170,7 +173,8 @@ class Receiver:
             else:
                 reactor.hang_up(association)
         _wait_until(lambda: not self._connected, _LAST_SECONDS)
-        self._ledger.forget_associations(self._name)
+        self._ledger.forget_associations(f"{self._presence.name}/")
+        self._presence.end()
         _log.info("receive-stopped")
 
     def __enter__(self) -> Self:
@@ -183,9 +187,8 @@ class Receiver:
     def _on_connected(self, event: evt.Event) -> None:
         """Let the association stream its objects into the spool."""
         association = event.assoc
-        intake = Intake(
-            association, self._spool, self._check_room, f"{self._name}{uuid.uuid4().hex}"
-        )
+        name = f"{self._presence.name}/{uuid.uuid4().hex}"
+        intake = Intake(association, self._spool, self._check_room, name)
         self._connected.add(association)
         reactor.install(association, intake, lambda: self._on_ended(association, intake))
 
@@ -330,7 +333,10 @@ class Receiver:
         report = read_report(event.event_information)
         try:
             changed = self._ledger.commit_report(
-                report.transaction_uid, report.confirmed, report.failed
+                report.transaction_uid,
+                report.confirmed,
+                report.failed,
+                actor=self._settings.node.ae_title,
             )
         except NodeError as error:
             _log.error("receive-unable", code=error.code, message=error.message)

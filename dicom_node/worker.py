@@ -21,7 +21,7 @@ from typing import Final, Self
 from dicom_node.audit import EventName, event
 from dicom_node.config import Settings
 from dicom_node.deliver import Deliverer
-from dicom_node.errors import NodeError, Refused, Transient
+from dicom_node.errors import NodeError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
 from dicom_node.pipeline import Despeckler, Luminance, derive_instance
 from dicom_node.records import Instance
@@ -34,6 +34,8 @@ _log = log.get(__name__)
 _IDLE_SECONDS: Final = 0.25
 _ROOM_TO_DERIVE: Final = 2
 """Times `receive.min_free_mb` that derived objects leave free while they cannot be sent."""
+_RULED_OUT: Final = frozenset({"not-dicom", "not-ultrasound"})
+"""Refusals of what the receiver has seen to be an ultrasound object: its file was damaged since."""
 
 
 class Leases:
@@ -166,6 +168,8 @@ class Worker:
         if instance is None:
             return False
         outcome = guarded(lambda: self._derive(instance, owner))
+        if isinstance(outcome, Refused) and outcome.code in _RULED_OUT:
+            outcome = _damaged(outcome)
         if isinstance(outcome, _Stopped):
             self._ledger.release(owner)
         elif isinstance(outcome, NodeError):
@@ -285,6 +289,15 @@ class Worker:
                 _log.error("heartbeat-failed", code=failed.code, message=failed.message)
             if self._stop.wait(period):
                 alive[0].join(1.0)
+
+
+def _damaged(refusal: Refused) -> Permanent:
+    """An acknowledged object is not dropped because the disk lost it."""
+    return Permanent(
+        "source-damaged",
+        f"the source's file in the spool is no ultrasound object any more ({refusal.code}); check "
+        "the disk, restore the file, then retry",
+    )
 
 
 class _Interruptible:

@@ -5,6 +5,7 @@ What the receiver must know before it answers (PS3.4 B.2.3); everything else is 
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from io import BytesIO
@@ -20,7 +21,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 import dicom_node.attributes.quiet  # noqa: F401 - pydicom would warn with the values of other people's files
 from dicom_node.attributes.identity import is_valid_uid
-from dicom_node.errors import Refused
+from dicom_node.errors import Refused, Transient
 from dicom_node.records import Identity
 
 _UIDS: Final = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -55,6 +56,8 @@ def read_header(path: Path, transfer_syntax_uid: str) -> Dataset:
     ------
     Refused
         The bytes are no data set in the transfer syntax that was negotiated.
+    Transient
+        The file cannot be read back.
     """
     try:
         if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
@@ -64,10 +67,19 @@ def read_header(path: Path, transfer_syntax_uid: str) -> Dataset:
         for element in header:  # decodes what is lazy
             del element
     except _PARSE_ERRORS as error:
-        raise Refused(
-            "not-a-data-set", "the data set cannot be parsed in its transfer syntax"
+        raise _no_data_set() from error
+    except OSError as error:
+        if error.errno is None:  # pydicom's own, for items that end early; not the disk's
+            raise _no_data_set() from error
+        raise Transient(
+            "spool-unusable",
+            f"the spool cannot be read ({os.strerror(error.errno)}); check the disk",
         ) from error
     return header
+
+
+def _no_data_set() -> Refused:
+    return Refused("not-a-data-set", "the data set cannot be parsed in its transfer syntax")
 
 
 def _read_deflated(path: Path) -> Dataset:

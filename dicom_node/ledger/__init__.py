@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +34,8 @@ from dicom_node.records import (
 __all__ = ["LeaseLost", "Ledger"]
 
 _ENDED = (Stage.DONE, Stage.SKIPPED)
+_IDS_AT_ONCE = 500
+"""In one statement; SQLite takes 32,766 values."""
 
 
 class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
@@ -217,14 +220,19 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
         set of int
             Those that have ended indeed: nobody needs their files any more.
         """
+        wanted = iter(instance_ids)
+        forgotten: set[int] = set()
         with self._database.write() as connection:
-            forgotten = connection.scalars(
-                sa.update(instances)
-                .where(instances.c.id.in_(list(instance_ids)), instances.c.stage.in_(_ENDED))
-                .values(files_purged=True)
-                .returning(instances.c.id)
-            )
-            return set(forgotten)
+            while some := list(islice(wanted, _IDS_AT_ONCE)):
+                forgotten |= set(
+                    connection.scalars(
+                        sa.update(instances)
+                        .where(instances.c.id.in_(some), instances.c.stage.in_(_ENDED))
+                        .values(files_purged=True)
+                        .returning(instances.c.id)
+                    )
+                )
+        return forgotten
 
     def known_files(self) -> set[Path]:
         """Every file that a row still needs, for `Spool.sweep`."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
+from dicom_node.audit import EventName, Outcome
 from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.ledger.deliveries import (
     COMMITMENT_FAILED,
@@ -78,6 +79,8 @@ class ConfirmationLedger(DeliveryLedger):
         transaction_uid: str,
         confirmed: Collection[str],
         failed: Mapping[str, int],
+        *,
+        actor: str | None = None,
     ) -> int:
         """Apply a Storage Commitment report; return how many deliveries it changed.
 
@@ -93,6 +96,9 @@ class ConfirmationLedger(DeliveryLedger):
             Derived SOP Instance UIDs that the archive has taken responsibility for.
         failed : mapping of str to int
             Derived SOP Instance UID to (0008,1197) *Failure Reason*.
+        actor : str, optional
+            AE title that took the report, for the audit trail. None: the caller adds the lines of
+            what was confirmed.
         """
         now = datetime.now(UTC)
         asked = sa.select(commitments.c.delivery_id).where(
@@ -110,8 +116,12 @@ class ConfirmationLedger(DeliveryLedger):
                 latest = row.transaction_uid == transaction_uid
                 if row.sop_instance_uid in confirmed:
                     self._confirm(connection, row)
+                    if actor is not None:
+                        name, detail = EventName.INSTANCE_CONFIRMED, "commitment"
+                        self._note(connection, name, row, actor=actor, detail=detail)
                 elif latest and row.sop_instance_uid in failed:
-                    self._commit_failed(connection, row, failed[row.sop_instance_uid], now)
+                    reason = failed[row.sop_instance_uid]
+                    self._commit_failed(connection, row, reason, now, actor or "")
                 else:
                     continue
                 changed.append(row.instance_id)
@@ -119,13 +129,18 @@ class ConfirmationLedger(DeliveryLedger):
         return len(changed)
 
     def _commit_failed(
-        self, connection: sa.Connection, row: Row, reason: int, now: datetime
+        self, connection: sa.Connection, row: Row, reason: int, now: datetime, actor: str
     ) -> None:
         message = f"{row.destination} did not commit to the object: {describe(reason)}"
         since = row.failing_since or now
-        if verdict(reason) is Verdict.PARK or now - since > self._give_up:
-            error: NodeError = Permanent("commitment-refused", message)
+        final = verdict(reason) is Verdict.PARK or now - since > self._give_up
+        outcome = Outcome.SERIOUS_FAILURE if final else Outcome.MINOR_FAILURE
+        said: dict[str, Any] = {"outcome": outcome, "actor": actor}
+        self._note(connection, EventName.COMMITMENT_FAILED, row, detail=describe(reason), **said)
+        if final:
+            error = Permanent("commitment-refused", message)
             self._park_row(connection, row, error, now, failed_state=DeliveryState.PENDING)
+            self._note(connection, EventName.INSTANCE_PARKED, row, detail=error.code, **said)
             return
         pause = min(_FIRST_PAUSE * 2 ** min(row.attempts, 10), _LONGEST_PAUSE)
         self._set_state(

@@ -13,7 +13,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from dicom_node.audit import Event
+from dicom_node.audit import Event, EventName, Outcome
 from dicom_node.errors import NodeError
 from dicom_node.ledger.arrivals import event_row
 from dicom_node.ledger.schema import (
@@ -156,9 +156,21 @@ class DeliveryLedger:
             self._set_state(connection, row, state, **cause, **unleased(due))
 
     def park_delivery(self, delivery_id: int, owner: str, error: NodeError) -> None:
-        """Give a delivery up until the operator retries it; the other destinations go on."""
+        """Give a delivery up until the operator retries it; the other destinations go on.
+
+        Where it was sent already, the audit trail says that its confirmation failed; that it is
+        parked the caller says there.
+        """
         with self._database.write() as connection:
             row = self._leased(connection, delivery_id, owner)
+            if row.state == DeliveryState.SENT:
+                self._note(
+                    connection,
+                    EventName.COMMITMENT_FAILED,
+                    row,
+                    outcome=Outcome.SERIOUS_FAILURE,
+                    detail=error.code,
+                )
             self._park_row(connection, row, error, datetime.now(UTC), failed_state=row.state)
             self._follow(connection, [row.instance_id])
 
@@ -179,6 +191,34 @@ class DeliveryLedger:
             **cause,
             **unleased(now),
         )
+
+    def _note(
+        self,
+        connection: sa.Connection,
+        name: EventName,
+        row: Row,
+        *,
+        outcome: Outcome = Outcome.SUCCESS,
+        actor: str = "",
+        detail: str = "",
+    ) -> None:
+        """Add a line about a delivery to the audit trail."""
+        source = connection.execute(
+            sa.select(instances.c.sop_instance_uid).where(instances.c.id == row.instance_id)
+        ).scalar_one()
+        line = Event(
+            name=name,
+            at=datetime.now(UTC),
+            outcome=outcome,
+            actor=actor,
+            destination=row.destination,
+            study_instance_uid=row.study_uid,
+            series_instance_uid=row.source_series_uid,
+            sop_instance_uid=source,
+            derived_instance_uid=row.sop_instance_uid,
+            detail=detail,
+        )
+        connection.execute(sa.insert(events).values(**event_row(line)))
 
     def _leased(self, connection: sa.Connection, delivery_id: int, owner: str) -> Row:
         """Lock a delivery's row, if `owner` may change it.

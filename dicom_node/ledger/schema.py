@@ -23,6 +23,8 @@ _BUSY_TIMEOUT_SECONDS: Final = 60
 _POOL_SIZE: Final = 96
 _SCHEMA_LOCK: Final = 0x0DE5_0001
 _CLAIM_LOCK: Final = 0x0DE5_0002
+_PASSING_STATES: Final = ("08", "25006", "40", "53", "55", "57", "58")
+"""How the SQLSTATE of what may pass begins: PostgreSQL stops, is full, locked or a standby."""
 
 
 Row = sa.Row[Any, *tuple[Any, ...]]
@@ -333,13 +335,25 @@ def _translated() -> Iterator[None]:
         sa.exc.InternalError,
         sa.exc.TimeoutError,
     ) as error:
-        cause = type(getattr(error, "orig", None) or error).__name__
-        raise Transient(
-            "ledger-unavailable",
-            f"the ledger cannot be used ({cause}); check its disk, its rights and ledger.url",
-        ) from error
+        raise _unavailable(type(getattr(error, "orig", None) or error).__name__) from error
     except sa.exc.DBAPIError as error:
+        state = _sqlstate(error.orig)
+        if state.startswith(_PASSING_STATES):
+            raise _unavailable(f"SQLSTATE {state}") from error
         cause = type(error.orig).__name__
         raise Permanent(
             "ledger-damaged", f"the ledger answers {cause}; check its integrity, restore a copy"
         ) from error
+
+
+def _unavailable(cause: str) -> Transient:
+    return Transient(
+        "ledger-unavailable",
+        f"the ledger cannot be used ({cause}); check its disk, its rights and ledger.url",
+    )
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    """What PostgreSQL calls an error, as pg8000 passes it on; empty for any other's."""
+    said = error.args[0] if error is not None and error.args else None
+    return str(said.get("C", "")) if isinstance(said, dict) else ""

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 
-from dicom_node.audit import Event
+from dicom_node.audit import Event, EventName, Outcome
 from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.ledger.arrivals import event_row
 from dicom_node.ledger.schema import (
@@ -29,8 +30,14 @@ from dicom_node.ledger.schema import (
 )
 from dicom_node.records import DeliveryState, DerivedIdentity, Identity, Instance, Stage
 
+_log = structlog.get_logger(__name__)
+
 _LOST_LEASES_LIMIT: Final = 5
 """A worker that died this often over one instance was killed by it."""
+_WORKER_DIED: Final = Permanent(
+    "worker-died",
+    f"workers died {_LOST_LEASES_LIMIT} times over this object; look at its file, then retry",
+)
 
 
 class LeaseLost(Transient):
@@ -132,6 +139,12 @@ class WorkLedger:
                     "due_at": datetime.now(UTC),
                 }
                 self._deliver(connection, delivery)
+            _note(
+                connection,
+                EventName.INSTANCE_DERIVED,
+                row,
+                derived_instance_uid=identity.sop_instance_uid,
+            )
 
     def _deliver(self, connection: sa.Connection, delivery: Mapping[str, Any]) -> None:
         """Begin a delivery; one to the same destination begins anew."""
@@ -228,6 +241,7 @@ class WorkLedger:
         over which workers die again and again is parked.
         """
         freed = 0
+        parked: list[Row] = []
         moment = sa.literal(now, UtcTime)
         with self._database.write() as connection:
             for table in (instances, deliveries):
@@ -242,15 +256,18 @@ class WorkLedger:
                     )
                 ).rowcount
             if freed:
-                self._park_killers(connection, now)
+                parked = self._park_killers(connection, now)
+        for row in parked:
+            _log.error(
+                "derive-parked",
+                sop_instance_uid=row.sop_instance_uid,
+                code=_WORKER_DIED.code,
+                message=_WORKER_DIED.message,
+            )
         return freed
 
-    def _park_killers(self, connection: sa.Connection, now: datetime) -> None:
-        error = Permanent(
-            "worker-died",
-            f"workers died {_LOST_LEASES_LIMIT} times over this object; look at its file, "
-            "then retry",
-        )
+    def _park_killers(self, connection: sa.Connection, now: datetime) -> list[Row]:
+        """Park the instances over which too many workers died, and return them."""
         killers = connection.execute(
             sa.select(instances).where(
                 instances.c.stage == Stage.DERIVE,
@@ -259,8 +276,16 @@ class WorkLedger:
             )
         ).all()
         for row in killers:
-            cause = failure(row, error, now)
+            cause = failure(row, _WORKER_DIED, now)
             self._move(connection, row, Stage.PARKED, failed_stage=row.stage, **cause)
+            _note(
+                connection,
+                EventName.INSTANCE_PARKED,
+                row,
+                outcome=Outcome.SERIOUS_FAILURE,
+                detail=_WORKER_DIED.code,
+            )
+        return list(killers)
 
     def _held(self, connection: sa.Connection, instance_id: int, owner: str) -> Row:
         """Lock an instance's row, if `owner` holds its lease."""
@@ -290,6 +315,29 @@ class WorkLedger:
         connection.execute(
             sa.update(instances).where(instances.c.id == row.id).values(**(fresh | values))
         )
+
+
+def _note(
+    connection: sa.Connection,
+    name: EventName,
+    row: Row,
+    *,
+    outcome: Outcome = Outcome.SUCCESS,
+    derived_instance_uid: str = "",
+    detail: str = "",
+) -> None:
+    """Add a line about an instance to the audit trail."""
+    line = Event(
+        name=name,
+        at=datetime.now(UTC),
+        outcome=outcome,
+        study_instance_uid=row.study_uid,
+        series_instance_uid=row.series_uid,
+        sop_instance_uid=row.sop_instance_uid,
+        derived_instance_uid=derived_instance_uid,
+        detail=detail,
+    )
+    connection.execute(sa.insert(events).values(**event_row(line)))
 
 
 def failure(row: Row, error: NodeError, now: datetime) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
+from dicom_node.audit import EventName
 from dicom_node.records import DeliveryState, Stage
 from tests.builders import uid_of, write_series, write_us_instance
 from tests.node import Node
@@ -220,6 +221,24 @@ def test_every_delivery_is_confirmed_in_the_ledger(tmp_path, node, pacs):
     node.wait_done(uid_of(path) for path in sources)
     with node.ledger() as ledger:
         assert ledger.overview().deliveries == {"pacs": {DeliveryState.CONFIRMED: 2}}
+
+
+def test_start_and_stop_are_in_the_audit_trail(node):
+    for name in ("receive", "work"):
+        node.start(name)
+        node.stop(name)
+    node.start("receive")
+    node.kill("receive")
+    with node.ledger() as ledger:
+        found = [(line.name, line.actor, line.detail) for _, line in ledger.events()]
+    start, stop = EventName.APPLICATION_START, EventName.APPLICATION_STOP
+    assert found == [
+        (start, "DESPECKLE", "receiver"),
+        (stop, "DESPECKLE", "receiver"),
+        (start, "DESPECKLE", "worker"),
+        (stop, "DESPECKLE", "worker"),
+        (start, "DESPECKLE", "receiver"),
+    ]
 
 
 def _child_pid(node: Node, name: str) -> int:

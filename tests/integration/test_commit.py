@@ -214,3 +214,15 @@ def test_malformed_report_confirms_nothing_that_it_does_not_name():
     assert read.transaction_uid == ""
     assert read.confirmed == {"1.2.3"}
     assert read.failed == {"1.2.4": StoreStatus.PROCESSING_FAILURE}
+
+
+@pytest.mark.parametrize("reason", [None, [0x0112, 0x0110]])
+def test_failure_without_a_usable_reason_leaves_the_rest_of_the_report(reason):
+    report, good, failed = Dataset(), Dataset(), Dataset()
+    good.ReferencedSOPInstanceUID = "1.2.3"
+    failed.ReferencedSOPInstanceUID = "1.2.4"
+    failed.FailureReason = reason
+    report.ReferencedSOPSequence, report.FailedSOPSequence = [good], [failed]
+    read = read_report(report)
+    assert read.confirmed == {"1.2.3"}
+    assert read.failed == {"1.2.4": StoreStatus.PROCESSING_FAILURE}

@@ -58,10 +58,10 @@ PRIVATE_CLASS = UID("1.3.46.670589.2.4.1.1")
 class Node:
     """A running receiver with its ledger and its spool."""
 
-    def __init__(self, tmp_path, **options):
+    def __init__(self, tmp_path, ledger_url="", **options):
         self.settings = receive_settings(tmp_path, **options)
         self.spool = Spool(self.settings.spool_directory)
-        self.ledger = Ledger(self.settings.ledger_url)
+        self.ledger = Ledger(ledger_url or self.settings.ledger_url)
         self.receiver = Receiver(self.settings, self.ledger, self.spool)
 
     def __enter__(self):
@@ -680,10 +680,12 @@ def test_commitment_report_on_a_new_association_confirms(node):
     assert node.ledger.instance("1.2.3").stage is Stage.COMMIT
     assert report(node, "2.25.9", 1, ReferencedSOPSequence=[("2.25.1.2.3", None)]) == 0
     assert node.ledger.instance("1.2.3").stage is Stage.AUDIT
+    line = node.ledger.events()[-1][1]
+    assert (line.name, line.actor, line.destination) == ("instance-confirmed", "NODE", "pacs")
 
 
 def test_commitment_report_that_cannot_be_recorded_is_answered_as_failed(node, monkeypatch):
-    def locked(*_arguments):
+    def locked(*_arguments, **_options):
         raise Transient("ledger-unavailable", "the ledger is locked")
 
     monkeypatch.setattr(node.ledger, "commit_report", locked)
@@ -707,6 +709,32 @@ def test_port_in_use_is_named(tmp_path, node):
     twin = Receiver(node.settings, node.ledger, node.spool)
     with pytest.raises(Exception, match=r"receive\.port"):
         twin.start()
+
+
+def test_receiver_that_was_killed_has_no_open_association_once_another_one_starts(tmp_path):
+    """Under whatever port and host name; those of one that lives stay."""
+
+    def still_open():
+        return living.ledger.overview().open_associations
+
+    with Node(tmp_path) as living, ExitStack() as stack:
+        killed = Node(tmp_path)
+        killed.receiver.start()
+        for node in (living, killed):
+            association = stack.enter_context(scanner(node.port))
+            dataset = small_object(SeriesInstanceUID=f"1.2.{node.port}")
+            assert association.send_c_store(dataset).Status == StoreStatus.SUCCESS
+        with Node(tmp_path):
+            assert still_open() == 2
+        killed.receiver._presence._file.close()  # as the kernel does
+        with Node(tmp_path / "elsewhere", ledger_url=living.settings.ledger_url):
+            assert still_open() == 2
+        with Node(tmp_path):
+            assert still_open() == 1
+        killed.receiver.stop(grace_seconds=0)
+        killed.ledger.close()
+    with Node(tmp_path) as last:
+        assert last.ledger.overview().open_associations == 0
 
 
 def test_log_holds_no_patient(node, capfd):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import UltrasoundImageStorage
 
 from dicom_node import schedule, worker
 from dicom_node.audit import EventName
@@ -118,7 +119,9 @@ def test_instance_goes_all_the_way(settings, ledger, spool, pacs):
     names = [event.name for _, event in ledger.events()]
     assert names.index(EventName.SERIES_RELEASED) < names.index(EventName.INSTANCE_SENT)
     assert names[-1] == EventName.INSTANCE_COMPLETED
-    assert EventName.INSTANCE_CONFIRMED in names
+    assert names.index(EventName.INSTANCE_DERIVED) < names.index(EventName.INSTANCE_SENT)
+    for name in (EventName.INSTANCE_DERIVED, EventName.INSTANCE_CONFIRMED):
+        assert names.count(name) == 1
 
 
 def test_bundle_is_the_one_for_the_sender(tmp_path, ledger, spool):
@@ -181,6 +184,24 @@ def test_error_alone_decides_the_stage(  # noqa: PLR0917
     with working(settings, ledger, spool):
         row = wait_stage(ledger, uid, stage)
     assert row.error_code == error.code
+
+
+@pytest.mark.parametrize("lost", ["prefix", "class"])
+def test_acknowledged_object_that_the_disk_damaged_is_parked_and_its_file_kept(
+    settings, ledger, spool, lost
+):
+    uid = arrive(ledger, spool)
+    source = ledger.instance(uid).source_path
+    whole = source.read_bytes()
+    known = str(UltrasoundImageStorage).encode()
+    damaged = {"prefix": bytes(len(whole)), "class": whole.replace(known, b"9" * len(known))}[lost]
+    source.write_bytes(damaged)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.PARKED)
+        assert row.error_code == "source-damaged"
+        source.write_bytes(whole)
+        ledger.retry(sop_instance_uid=uid)
+        wait_stage(ledger, uid, Stage.DONE)
 
 
 def test_unexpected_exception_parks_its_object_by_name_and_the_rest_goes_on(
@@ -258,6 +279,7 @@ def test_refusing_pacs_parks_the_delivery_with_its_status(tmp_path, ledger, spoo
     with working(settings, ledger, spool):
         row = wait_stage(ledger, uid, Stage.PARKED)
     assert row.error_code == "store-failed"
+    assert [event.name for _, event in ledger.events()].count(EventName.INSTANCE_PARKED) == 1
     assert "0xC123" in row.error
 
 
@@ -363,6 +385,8 @@ def test_pacs_that_never_reports_and_cannot_be_queried_is_parked_with_the_remedy
             row = wait_stage(ledger, uid, Stage.PARKED)
     assert row.error_code == "commitment-unanswered"
     assert "can reach" in row.error
+    details = [e.detail for _, e in ledger.events() if e.name == EventName.COMMITMENT_FAILED]
+    assert details == ["commitment-unanswered"]
     assert ledger.retry(everything=True) == 1
     assert ledger.overview().deliveries["pacs"] == {DeliveryState.SENT: 1}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,7 @@ from pydicom.uid import (
 
 from dicom_node.attributes.header import identity_of, read_header
 from dicom_node.attributes.identity import MODEL_NAME, is_own_output
-from dicom_node.errors import Refused
+from dicom_node.errors import Refused, Transient
 from tests.receiving import small_object, write_object
 
 MARK = "Marked^Patient"
@@ -78,6 +79,38 @@ def test_missing_or_invalid_uid_is_refused_by_its_tag_not_its_value(tmp_path, ke
     assert keyword in caught.value.message
     assert MARK not in str(caught.value)
     assert len(caught.value.message) <= 64
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+    ],
+)
+@pytest.mark.parametrize("undefined_length", [False, True])
+def test_data_set_that_ends_anywhere_is_read_or_refused(tmp_path, syntax, undefined_length):
+    inner, region = Dataset(), Dataset()
+    inner.CodeValue, inner.CodeMeaning = "109102", MARK
+    region.PurposeOfReferenceCodeSequence = Sequence([inner])
+    region["PurposeOfReferenceCodeSequence"].is_undefined_length = undefined_length
+    path, dataset = stored(tmp_path, syntax)
+    dataset.ContributingEquipmentSequence = Sequence([region, region])
+    dataset["ContributingEquipmentSequence"].is_undefined_length = undefined_length
+    write_object(path, dataset)
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        with suppress(Refused):
+            read_header(path, syntax)
+
+
+def test_disk_that_fails_is_no_fault_of_the_data_set(tmp_path):
+    with pytest.raises(Transient) as caught:
+        read_header(tmp_path, ExplicitVRLittleEndian)  # a folder
+    assert caught.value.code == "spool-unusable"
 
 
 def test_deflated_bomb_is_inflated_within_bounds(tmp_path):

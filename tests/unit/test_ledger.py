@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import structlog
 
-from dicom_node.audit import EventName, event
+from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.errors import ConfigError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
 from dicom_node.ledger.schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS
@@ -692,12 +693,80 @@ def test_files_of_work_in_progress_cannot_be_forgotten(ledger):
     assert len(ledger.known_files()) == 1
 
 
+def test_files_of_more_instances_than_a_statement_takes_are_forgotten(ledger):
+    for number in range(2):
+        ledger.record_arrival(arrival(f"1.2.3.{number}"), skip=SKIP)
+    assert ledger.forget_files([1, *range(1_000_000, 1_260_000), 2]) == {1, 2}
+    assert ledger.known_files() == set()
+
+
 def test_audit_trail_keeps_what_was_written(ledger):
     line = event(EventName.SERIES_RELEASED, series_instance_uid="1.2", detail="quiet")
     ledger.append_event(line)
     ((number, read),) = ledger.events()
     assert read == line
     assert ledger.events(after=number) == []
+
+
+def lines(ledger: Ledger, *wanted: EventName) -> list[Event]:
+    return [line for _, line in ledger.events() if line.name in wanted]
+
+
+def test_derivation_is_in_the_audit_trail(ledger):
+    ledger.record_arrival(arrival())
+    derive(ledger)
+    (line,) = lines(ledger, EventName.INSTANCE_DERIVED)
+    assert (line.study_instance_uid, line.series_instance_uid) == ("1.1", "1.2")
+    assert (line.sop_instance_uid, line.derived_instance_uid) == ("1.2.3", "2.25.1.2.3")
+
+
+def test_confirmation_is_in_the_audit_trail_once_where_an_actor_is_named(ledger):
+    committing(ledger, "1.2.3", "1.2.4")
+    ledger.commit_report("2.25.9", ["2.25.1.2.3"], {})
+    assert lines(ledger, EventName.INSTANCE_CONFIRMED) == [], "the caller adds it"
+    for _ in range(2):
+        ledger.commit_report("2.25.9", ["2.25.1.2.3", "2.25.1.2.4"], {}, actor="NODE")
+    (line,) = lines(ledger, EventName.INSTANCE_CONFIRMED)
+    assert (line.actor, line.destination, line.detail) == ("NODE", "pacs", "commitment")
+    assert (line.sop_instance_uid, line.derived_instance_uid) == ("1.2.4", "2.25.1.2.4")
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome", "parked"),
+    [(0x0112, Outcome.MINOR_FAILURE, []), (0x0122, Outcome.SERIOUS_FAILURE, ["1.2.3"])],
+)
+def test_refused_commitment_is_in_the_audit_trail(ledger, reason, outcome, parked):
+    committing(ledger, "1.2.3")
+    ledger.commit_report("2.25.9", [], {"2.25.1.2.3": reason}, actor="NODE")
+    (line,) = lines(ledger, EventName.COMMITMENT_FAILED)
+    assert (line.sop_instance_uid, line.outcome, line.actor) == ("1.2.3", outcome, "NODE")
+    assert f"0x{reason:04X}" in line.detail
+    found = lines(ledger, EventName.INSTANCE_PARKED)
+    assert [line.sop_instance_uid for line in found] == parked
+
+
+def test_confirmation_that_is_given_up_is_in_the_audit_trail(ledger):
+    committing(ledger, "1.2.3")
+    ledger.park_delivery(1, "w", BAD)
+    (line,) = lines(ledger, EventName.COMMITMENT_FAILED)
+    assert (line.sop_instance_uid, line.destination, line.detail) == ("1.2.3", "pacs", BAD.code)
+    assert line.outcome is Outcome.SERIOUS_FAILURE
+
+
+def test_object_that_kills_its_workers_is_in_the_audit_trail_and_in_the_log(ledger):
+    ledger.record_arrival(arrival())
+    now = soon()
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(5):
+            ledger.claim_derive("w", now)
+            now += timedelta(seconds=61)
+            ledger.reclaim_expired(now)
+    (line,) = lines(ledger, EventName.INSTANCE_PARKED)
+    assert (line.sop_instance_uid, line.detail) == ("1.2.3", "worker-died")
+    assert line.outcome is Outcome.SERIOUS_FAILURE
+    (entry,) = logged
+    assert (entry["event"], entry["code"]) == ("derive-parked", "worker-died")
+    assert entry["sop_instance_uid"] == "1.2.3"
 
 
 # --- the database ---------------------------------------------------------------------------------
@@ -736,6 +805,53 @@ def test_damaged_ledger_is_permanent(tmp_path):
     with pytest.raises(Permanent) as caught:
         Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
     assert caught.value.code == "ledger-damaged"
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    with Ledger(empty_ledger_url("postgresql", tmp_path)) as opened:
+        yield opened
+
+
+def fail_with(ledger: Ledger, state: str) -> None:
+    """Let PostgreSQL report an error."""
+    with ledger._database.write() as connection:
+        connection.exec_driver_sql(
+            f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"
+        )
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("08006", "25006", "40001", "40P01", "53100", "53200", "53300"),
+        *("55P03", "57014", "57P01", "57P03", "58030"),
+    ],
+)
+def test_what_passes_in_postgresql_is_transient(postgres, state):
+    with pytest.raises(Transient, match=state) as caught:
+        fail_with(postgres, state)
+    assert caught.value.code == "ledger-unavailable"
+
+
+@pytest.mark.parametrize("state", ["23505", "25001", "42P01", "XX001"])
+def test_what_does_not_pass_in_postgresql_is_permanent(postgres, state):
+    with pytest.raises(Permanent) as caught:
+        fail_with(postgres, state)
+    assert caught.value.code == "ledger-damaged"
+
+
+def test_connection_that_postgresql_ends_is_transient_and_the_next_one_serves(postgres):
+    def cut_off() -> None:
+        with postgres._database.write() as connection:
+            own = connection.scalar(sa.select(sa.func.pg_backend_pid()))
+            with postgres._database.write() as other:
+                other.execute(sa.select(sa.func.pg_terminate_backend(own)))
+            connection.execute(sa.select(1))
+
+    with pytest.raises(Transient):
+        cut_off()
+    assert postgres.overview().stages == {}
 
 
 def test_sqlite_is_durable_at_every_commit(tmp_path):
