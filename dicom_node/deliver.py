@@ -136,18 +136,26 @@ class Deliverer:
                     "delivery-postponed", seconds=round(pause.total_seconds(), 1), **facts
                 )
             else:
-                self._ledger.park_delivery(delivery.id, owner, error)
-                self._log.error("delivery-parked", **facts)
-                self._ledger.append_event(
-                    self._event(
-                        EventName.INSTANCE_PARKED,
-                        delivery,
-                        detail=error.code,
-                        outcome=Outcome.SERIOUS_FAILURE,
-                    )
-                )
+                self._park(delivery, owner, error)
         except LeaseLost:
             self._log.info("delivery-superseded", **facts)
+
+    def _park(self, delivery: Delivery, owner: str, error: NodeError) -> None:
+        """Give a delivery up until the operator retries it, and say so."""
+        self._ledger.park_delivery(delivery.id, owner, error)
+        self._log.error(
+            "delivery-parked",
+            sop_instance_uid=delivery.sop_instance_uid,
+            code=error.code,
+            message=error.message,
+        )
+        parked = self._event(
+            EventName.INSTANCE_PARKED,
+            delivery,
+            detail=error.code,
+            outcome=Outcome.SERIOUS_FAILURE,
+        )
+        self._ledger.append_event(parked)
 
     def _confirm_step(self, owner: str) -> bool:
         deliveries = self._ledger.claim_commit(owner, datetime.now(UTC), self._name)
@@ -208,7 +216,7 @@ class Deliverer:
             )
             try:
                 if isinstance(verdict, Permanent):
-                    self._ledger.park_delivery(delivery.id, owner, verdict)
+                    self._park(delivery, owner, verdict)
                 else:
                     self._ledger.retry_delivery(delivery.id, owner, error, now + wait)
             except LeaseLost:  # the report has come after all

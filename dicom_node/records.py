@@ -32,6 +32,10 @@ DERIVED_FILE_UNREADABLE: Final = "derived-file-unreadable"
 """Code of the error for a derived file that is gone: a retry derives it anew."""
 
 
+SOURCE_DAMAGED: Final = "source-damaged"
+"""Code of the error for a received file that has changed in the spool: the same bytes mend it."""
+
+
 class DeliveryState(StrEnum):
     """One derived instance on its way to one destination."""
 

@@ -24,7 +24,7 @@ from dicom_node.deliver import Deliverer
 from dicom_node.errors import NodeError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
 from dicom_node.pipeline import Despeckler, Luminance, derive_instance
-from dicom_node.records import Instance
+from dicom_node.records import SOURCE_DAMAGED, Instance
 from dicom_node.schedule import Schedule, sweeps
 from dicom_node.service import log, retry
 from dicom_node.service.edge import guarded
@@ -294,9 +294,9 @@ class Worker:
 def _damaged(refusal: Refused) -> Permanent:
     """An acknowledged object is not dropped because the disk lost it."""
     return Permanent(
-        "source-damaged",
+        SOURCE_DAMAGED,
         f"the source's file in the spool is no ultrasound object any more ({refusal.code}); check "
-        "the disk, restore the file, then retry",
+        "the disk and send the object again, or restore the file and retry",
     )
 
 

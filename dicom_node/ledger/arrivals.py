@@ -21,7 +21,7 @@ from dicom_node.ledger.schema import (
     open_series,
     series,
 )
-from dicom_node.records import Arrival, SeriesArrivals, Stage
+from dicom_node.records import SOURCE_DAMAGED, Arrival, SeriesArrivals, Stage
 
 _log = structlog.get_logger(__name__)
 
@@ -56,8 +56,9 @@ class ArrivalLedger:
             kept, as archives do, also if the bytes differ (audit event ``instance-differs``),
             with three exceptions. An instance that was skipped is taken again, since
             configuration or object may have changed; different bytes replace one that was parked
-            in ``derive``, since their sender has repaired it; and the same bytes of one that is
-            done are derived anew where its files have been purged.
+            in ``derive``, since their sender has repaired it, and the same bytes where its file was
+            damaged here; and the same bytes of one that is done are derived anew where its files
+            have been purged.
 
         Raises
         ------
@@ -100,6 +101,7 @@ class ArrivalLedger:
                     instances.c.stage,
                     instances.c.failed_stage,
                     instances.c.files_purged,
+                    instances.c.error_code,
                 )
                 .where(instances.c.sop_instance_uid == uid)
                 .with_for_update()
@@ -215,7 +217,8 @@ def _is_replaceable(held: Row, *, same: bool) -> bool:
         return True
     if held.stage == Stage.DONE:
         return same and bool(held.files_purged)
-    return not same and (held.stage, held.failed_stage) == (Stage.PARKED, Stage.DERIVE)
+    mended = not same or held.error_code == SOURCE_DAMAGED
+    return mended and (held.stage, held.failed_stage) == (Stage.PARKED, Stage.DERIVE)
 
 
 def _row(arrival: Arrival, skip: NodeError | None) -> dict[str, Any]:

@@ -385,6 +385,7 @@ def test_pacs_that_never_reports_and_cannot_be_queried_is_parked_with_the_remedy
             row = wait_stage(ledger, uid, Stage.PARKED)
     assert row.error_code == "commitment-unanswered"
     assert "can reach" in row.error
+    assert EventName.INSTANCE_PARKED in {line.name for _, line in ledger.events()}
     details = [e.detail for _, e in ledger.events() if e.name == EventName.COMMITMENT_FAILED]
     assert details == ["commitment-unanswered"]
     assert ledger.retry(everything=True) == 1

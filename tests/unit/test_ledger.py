@@ -13,7 +13,13 @@ from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.errors import ConfigError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
 from dicom_node.ledger.schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS
-from dicom_node.records import DERIVED_FILE_UNREADABLE, DeliveryState, DerivedIdentity, Stage
+from dicom_node.records import (
+    DERIVED_FILE_UNREADABLE,
+    SOURCE_DAMAGED,
+    DeliveryState,
+    DerivedIdentity,
+    Stage,
+)
 from tests.ledgers import (
     DATABASES,
     derive,
@@ -122,6 +128,14 @@ def test_same_bytes_of_an_instance_parked_in_derive_stay_parked(ledger):
     ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
     assert not ledger.record_arrival(arrival())
     assert stage_of(ledger) is Stage.PARKED
+
+
+def test_same_bytes_of_an_instance_whose_file_was_damaged_here_replace_it(ledger):
+    ledger.record_arrival(arrival())
+    damaged = Permanent(SOURCE_DAMAGED, "the disk lost it")
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", damaged)
+    assert ledger.record_arrival(arrival())
+    assert stage_of(ledger) is Stage.DERIVE
 
 
 def test_other_bytes_of_an_instance_parked_in_audit_do_not_replace_it(ledger):
