@@ -31,7 +31,6 @@ class Stage(StrEnum):
 DERIVED_FILE_UNREADABLE: Final = "derived-file-unreadable"
 """Code of the error for a derived file that is gone: a retry derives it anew."""
 
-
 SOURCE_DAMAGED: Final = "source-damaged"
 """Code of the error for a received file that has changed in the spool: the same bytes mend it."""
 
