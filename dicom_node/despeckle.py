@@ -28,6 +28,7 @@ from model.network.rim import find as find_rim
 from model.network.scales import coarse_share, speckle_px
 
 Frame = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -125,7 +126,9 @@ class Despeckler:
         """Everything of the model that changes pixels, for the deterministic identifiers."""
         return f"{self.bundle.device_uid}|strength={strength:.4f}"
 
-    def frames(self, luminances: Iterable[Frame], strength: float) -> Iterator[Frame]:
+    def frames(
+        self, luminances: Iterable[Frame], strength: float, tissue: Mask | None = None
+    ) -> Iterator[Frame]:
         """Despeckle frames in order.
 
         Parameters
@@ -134,6 +137,8 @@ class Despeckler:
             All of one size.
         strength : float, 0..1
             0 hands the frames through.
+        tissue : ndarray, (rows, columns), bool, optional
+            Where how coarse the speckle is may be seen; everywhere where none is given.
 
         Yields
         ------
@@ -148,7 +153,8 @@ class Despeckler:
             yield from luminances
             return
         student = self._student.architecture
-        source, cine = iter(luminances), _Cine(student.rim_px, student.halvings > 0)
+        where = None if tissue is None else torch.from_numpy(tissue).to(self._device)
+        source, cine = iter(luminances), _Cine(student.rim_px, student.halvings > 0, where)
         while batch := list(islice(source, self._batch_frames)):
             answers, cine = self._batch(batch, strength, cine)
             yield from answers
@@ -184,7 +190,7 @@ class Despeckler:
     def _despeckled(self, grey: Tensor, strength: float, cine: _Cine) -> Tensor:
         """Frames of one rim at once, (frames, 1, rows, columns), uint8."""
         x = (grey.to(torch.float32) / 255).to(self._dtype)
-        removed = cine.rim.without(self._removed(cine.rim.continued(x), cine))
+        removed = cine.rim.without(self._removed(cine.rim.continued(x), cine), grey)
         despeckled = grey - (255 * strength) * removed.to(torch.float32)
         return despeckled.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -195,7 +201,7 @@ class Despeckler:
             return known
         removed: Tensor = self._student.residual(x)
         if cine.has_width:
-            cine.width_px = speckle_px(x, removed)
+            cine.width_px = speckle_px(x, removed, cine.tissue)
         if coarse_share(cine.width_px):
             removed = self._student.residual_at(x, cine.width_px)
         return removed
@@ -211,6 +217,8 @@ class _Cine:
         Of `model.network.rim.find`.
     has_width : bool
         Whether the width of the speckle is asked for.
+    tissue : Tensor or None, (rows, columns), bool
+        Where it is measured.
     width_px : float
         Of the speckle.
     rim : Rim
@@ -221,6 +229,7 @@ class _Cine:
 
     reach_px: int
     has_width: bool
+    tissue: Tensor | None = None
     width_px: float = math.nan
     rim: Rim = field(default_factory=no_rim)
     lit: bool = False

@@ -67,8 +67,13 @@ class Despeckler(Protocol):
         """Digest of everything of its own that changes pixels."""
         ...
 
-    def frames(self, luminances: Iterable[Luminance], strength: float) -> Iterator[Luminance]:
-        """Frames in, as many frames of the same size out, in the same order."""
+    def frames(
+        self, luminances: Iterable[Luminance], strength: float, tissue: Mask | None = None
+    ) -> Iterator[Luminance]:
+        """Frames in, as many frames of the same size out, in the same order.
+
+        What of them is `tissue` may be looked at to see how coarse the speckle is.
+        """
         ...
 
 
@@ -303,7 +308,9 @@ def _derive_frames(
             yield ~shade if geometry.inverted else shade
 
     strength = settings.despeckle.strength
-    for answer in clock.timed("despeckle", despeckler.frames(luminances(), strength)):
+    for answer in clock.timed(
+        "despeckle", despeckler.frames(luminances(), strength, tissue.allowed)
+    ):
         with clock.measured("recombine"):
             frame, before = pending.popleft()
             after = ~answer if geometry.inverted else answer

@@ -24,6 +24,7 @@ from dicom_node.deliver import Deliverer
 from dicom_node.errors import NodeError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
 from dicom_node.pipeline import Despeckler, Luminance, derive_instance
+from dicom_node.pixels.morphology import Mask
 from dicom_node.records import SOURCE_DAMAGED, Instance
 from dicom_node.schedule import Schedule, sweeps
 from dicom_node.service import log, retry
@@ -312,7 +313,9 @@ class _Interruptible:
         """See `Despeckler`."""
         return self._despeckler.fingerprint(strength)
 
-    def frames(self, luminances: Iterable[Luminance], strength: float) -> Iterator[Luminance]:
+    def frames(
+        self, luminances: Iterable[Luminance], strength: float, tissue: Mask | None = None
+    ) -> Iterator[Luminance]:
         """See `Despeckler`.
 
         Raises
@@ -320,7 +323,7 @@ class _Interruptible:
         _Stopped
             The worker is stopping.
         """
-        for frame in self._despeckler.frames(luminances, strength):
+        for frame in self._despeckler.frames(luminances, strength, tissue):
             if self._stop.is_set():
                 raise _Stopped
             yield frame

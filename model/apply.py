@@ -25,6 +25,8 @@ Despeckle = Callable[[Grey], Grey]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 COLOUR_TOLERANCE = 12
 """Largest spread of red, green and blue in a pixel that still counts as grey: JPEG's chroma."""
+_LIT, _TINTED_SHARE = 40, 0.1
+"""Share of the pixels above a level that are coloured: a tint, more than a caption or a bar."""
 CONTAINER_BITS = (8, 10, 12, 14, 16)
 """Depths that a 16-bit file may really hold."""
 STILL_FORMATS_WITH_FRAMES = frozenset({"MPO"})
@@ -211,11 +213,15 @@ def _coloured(pixels: Grey, despeckle: Despeckle) -> tuple[Image.Image, str]:
     if not grey.any():
         return Image.fromarray(pixels), "all pixels are coloured: nothing was changed"
     luminance = _luminance(colours)
+    share = (~grey)[luminance > _LIT].mean() if (luminance > _LIT).any() else 0.0
+    note = ""
+    if share > _TINTED_SHARE:
+        note = f"{share:.0%} of what is lit is coloured and stays: convert a tinted picture to grey"
     change = despeckle(luminance).astype(np.int16) - luminance.astype(np.int16)
     result = pixels.copy()
     changed = np.clip(colours + change[..., None], 0, 255).astype(np.uint8)
     result[..., :3] = np.where(grey[..., None], changed, pixels[..., :3])
-    return Image.fromarray(result), ""
+    return Image.fromarray(result), note
 
 
 def _luminance(colours: NDArray[np.int16]) -> Grey:

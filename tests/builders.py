@@ -256,7 +256,12 @@ class MedianDespeckler:
     def fingerprint(self, strength: float) -> str:
         return f"median|{strength}"
 
-    def frames(self, luminances: Iterable[Pixels], strength: float) -> Iterator[Pixels]:
+    def frames(
+        self,
+        luminances: Iterable[Pixels],
+        strength: float,
+        tissue: Any = None,  # noqa: ARG002
+    ) -> Iterator[Pixels]:
         waiting: list[Pixels] = []
         for frame in luminances:
             self.seen.append(frame.copy())

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the customary name
 
 Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -38,6 +39,8 @@ LIT_AGAIN = 0.02
 """Share of the replaced, or of all black pixels that must be lit for the rim to be another one."""
 DEAD_PX = 16
 """Side of the smallest square that counts as evenly black: grains of speckle are smaller."""
+_DOUBLING = (1, 2, 4, 8)
+"""Steps that make one pixel `DEAD_PX` of them."""
 _BLOCK_PX, _BLOCKS_ABOUT = 8, 9
 
 
@@ -49,13 +52,16 @@ class Rim:
     ----------
     outside, source : Tensor, (pixels,), int64
         Indices into the flattened image.
+    beyond : Tensor, (rows, columns), bool
+        Those outside, and as many again, where the mirror image ends: they stay as they are.
     black : Tensor, (rows, columns), bool
-        What stays as it is: those outside, as many again, where the mirror image ends, and what is
-        evenly black. No pixels at all where there is no such place.
+        The same and what is evenly black, which stays as it is for as long as it is black. No
+        pixels at all where there is no such place.
     """
 
     outside: Tensor
     source: Tensor
+    beyond: Tensor
     black: Tensor
 
     def continued(self, x: Tensor) -> Tensor:
@@ -66,13 +72,21 @@ class Rim:
         flat[..., self.outside] = flat[..., self.source]
         return flat.view(x.shape)
 
-    def without(self, removed: Tensor) -> Tensor:
-        """What is removed, (..., rows, columns), but nothing where there is no tissue."""
-        return removed.masked_fill(self.black, 0) if self.black.numel() else removed
+    def without(self, removed: Tensor, grey: Tensor | None = None) -> Tensor:
+        """What is removed, (..., rows, columns), but nothing where there is no tissue.
+
+        Later frames, `grey`, of the same shape, uint8, may show tissue in what was evenly black.
+        """
+        if not self.black.numel():
+            return removed
+        if grey is None:
+            return removed.masked_fill(self.black, 0)
+        return removed.masked_fill(self.beyond | (self.black & squares(grey <= BLACK)), 0)
 
     def to(self, device: torch.device) -> Rim:
         """On a device."""
-        return Rim(self.outside.to(device), self.source.to(device), self.black.to(device))
+        parts = (self.outside, self.source, self.beyond, self.black)
+        return Rim(*(part.to(device) for part in parts))
 
     def is_lit(self, grey: Tensor) -> bool:
         """Whether one of later frames, (..., rows, columns), uint8, shows tissue in the black."""
@@ -87,7 +101,30 @@ class Rim:
 def no_rim() -> Rim:
     """Replaces nothing."""
     none = torch.empty(0, dtype=torch.int64)
-    return Rim(none, none, torch.empty(0, dtype=torch.bool))
+    nowhere = torch.empty(0, dtype=torch.bool)
+    return Rim(none, none, nowhere, nowhere)
+
+
+def squares(mask: Tensor) -> Tensor:
+    """What squares of `DEAD_PX` that lie in a mask, (..., rows, columns), bool, cover of it.
+
+    `_evenly_black` on whatever device, in steps of 1, 2, 4 and 8 pixels.
+    """
+    if min(mask.shape[-2:]) < DEAD_PX:
+        return torch.zeros_like(mask)
+    for axis in (-2, -1):
+        for reach in _DOUBLING:
+            length = mask.shape[axis] - reach
+            mask = mask.narrow(axis, 0, length) & mask.narrow(axis, reach, length)
+    for axis in (-2, -1):
+        for reach in _DOUBLING:
+            mask = _padded(mask, axis, 0, reach) | _padded(mask, axis, reach, 0)
+    return mask
+
+
+def _padded(mask: Tensor, axis: int, before: int, after: int) -> Tensor:
+    sides = (before, after) if axis == -1 else (0, 0, before, after)
+    return F.pad(mask, sides)
 
 
 @torch.inference_mode()
@@ -119,7 +156,10 @@ def find(image: Grey, reach_px: int) -> Rim:
         inside = _tissue(lit)
         if inside.any() and not inside.all():
             return _beyond(image, inside, dead, reach_px)
-    return replace(no_rim(), black=torch.from_numpy(dead)) if dead.any() else no_rim()
+    if not dead.any():
+        return no_rim()
+    black = torch.from_numpy(dead)
+    return replace(no_rim(), beyond=torch.zeros_like(black), black=black)
 
 
 def _beyond(image: Grey, inside: Mask, dead: Mask, reach_px: int) -> Rim:
@@ -135,9 +175,9 @@ def _beyond(image: Grey, inside: Mask, dead: Mask, reach_px: int) -> Rim:
     near = distance.ravel()[black] <= reach_px
     outside = black[near]
     source = _mirrored(outside, row[near], column[near], inside)
-    stays = dead.copy()
-    stays.ravel()[black] = True
-    return Rim(torch.from_numpy(outside), torch.from_numpy(source), torch.from_numpy(stays))
+    beyond = np.zeros_like(dead)
+    beyond.ravel()[black] = True
+    return Rim(*map(torch.from_numpy, (outside, source, beyond, beyond | dead)))
 
 
 def _evenly_black(image: Grey) -> Mask:

@@ -34,7 +34,7 @@ _OUTLIER = 3.0
 
 
 @torch.inference_mode()
-def speckle_px(x: Tensor, removed: Tensor) -> float:
+def speckle_px(x: Tensor, removed: Tensor, tissue: Tensor | None = None) -> float:
     """Width of the speckle: where the autocorrelation of what is removed has fallen to half.
 
     Parameters
@@ -42,6 +42,8 @@ def speckle_px(x: Tensor, removed: Tensor) -> float:
     x, removed : Tensor, (batch, 1, rows, columns), 0..1
         Images and what a network removes of them; dark places do not count, and values beyond
         three standard deviations, such as text, count as three.
+    tissue : Tensor, (rows, columns), bool, optional
+        The pixels that count; all of them where none is given.
 
     Returns
     -------
@@ -50,6 +52,8 @@ def speckle_px(x: Tensor, removed: Tensor) -> float:
     """
     grain, grey = removed[:, 0].float(), x[:, 0].float()
     lit = (grey > 0) & (grey - grain > _LIT)
+    if tissue is not None:
+        lit &= tissue
     if int(lit.sum()) < LEAST_PIXELS:
         return math.nan
     limit = _OUTLIER * 1.4826 * float(grain[lit].abs().median())

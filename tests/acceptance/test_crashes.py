@@ -215,6 +215,6 @@ def test_nothing_is_left_behind_in_the_spool_of_a_killed_worker(tmp_path, node, 
     node.start("work")
     (row,) = node.wait_done([uid_of(source)])
     spool = node.settings.spool_directory
-    files = {path for path in spool.rglob("*") if path.is_file()}
+    files = {path for path in spool.rglob("*.*") if path.is_file()}  # not the receiver's own
     incoming = {path for path in files if path.parent.name == "incoming"}
     assert files - incoming == {row.source_path, row.derived_path}

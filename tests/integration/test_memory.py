@@ -18,7 +18,7 @@ from dicom_node.pipeline import derive_instance
 from tests.builders import MedianDespeckler
 
 class Through(MedianDespeckler):
-    def frames(self, luminances, strength):
+    def frames(self, luminances, strength, tissue=None):
         for frame in luminances:
             yield frame ^ 1
 

@@ -76,6 +76,15 @@ def test_slight_tint_of_jpeg_stays_on_the_grey_that_changes():
     np.testing.assert_array_equal(result - pixels, -10)
 
 
+def test_a_tinted_picture_is_said_to_be_despeckled_in_part():
+    sepia = np.dstack([ramp(), ramp() * 0.97, ramp() * 0.85]).astype(np.uint8)
+    _, note = despeckle_image(Image.fromarray(sepia), darker)
+    assert "tinted" in note
+    captioned = np.dstack([ramp()] * 3)
+    captioned[:2, :10] = (200, 40, 10)
+    assert despeckle_image(Image.fromarray(captioned), darker)[1] == ""
+
+
 def test_a_wholly_coloured_picture_is_said_to_be_unchanged():
     pixels = np.zeros((8, 8, 3), np.uint8) + np.array([200, 20, 20], np.uint8)
     result, note = despeckle_image(Image.fromarray(pixels), darker)

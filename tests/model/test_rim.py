@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from model import bundle, metrics
-from model.network.rim import BLACK, DEAD_PX, brightest, find, no_rim
+from model.network.rim import BLACK, DEAD_PX, _evenly_black, brightest, find, no_rim, squares
 from model.simulation.array import array_scenes
 from model.student import despeckled
 
@@ -140,6 +140,15 @@ def test_text_beside_the_sector_is_no_tissue():
     rim = find(image, 32)
     assert len(rim.outside)
     assert not np.isin(rim.source.numpy(), np.flatnonzero(~inside)).any()
+
+
+def test_squares_found_in_later_frames_are_those_of_the_first():
+    image, _ = sector()
+    image[150:190, 120:160] = 0
+    found = squares(torch.from_numpy(image)[None] <= BLACK)[0].numpy()
+    assert found.any()
+    assert np.array_equal(found, _evenly_black(image))
+    assert not squares(torch.ones(1, DEAD_PX - 1, 99, dtype=torch.bool)).any()
 
 
 def test_no_reach_and_no_rim_change_nothing():

@@ -201,3 +201,39 @@ def test_a_batch_without_memory_is_taken_frame_by_frame(scarce, frames):
 def test_a_frame_without_memory_is_a_passing_failure(scarce, frames):
     with pytest.raises(Transient, match="memory"):
         list(scarce(0).frames(frames, 1.0))
+
+
+def test_tissue_that_moves_into_what_was_black_is_despeckled_as_in_a_frame_of_its_own():
+    """A chamber, evenly black in the first frame, closes: no ring of speckle is left in it."""
+    scene = np.pad(data.validation_set(1, side=256)[0].noisy, ((0, 0), (0, 768)))
+    rows, columns = np.ogrid[:256, :1024]
+    distance = np.hypot(rows - 128, columns - 128)
+    wide, narrow = (np.where(distance < radius, 0, scene) for radius in (36, 20))
+    shown = (distance >= 21) & (distance < 35) & (scene > 20)
+    despeckler = Despeckler(bundle.load("quality"), "cpu", "float32", 2)
+    wide, narrow = wide.astype(np.uint8), narrow.astype(np.uint8)
+    _, closing = despeckler.frames([wide, narrow], 1.0)
+    (alone,) = despeckler.frames([narrow], 1.0)
+    assert (alone != narrow)[shown].mean() > 0.8
+    assert np.abs(closing.astype(int) - alone)[shown].max() <= 1
+    first, _ = despeckler.frames([wide, narrow], 1.0)
+    assert not first[distance < 20].any(), "what is black stays black"
+
+
+def test_how_coarse_speckle_is_is_seen_in_the_tissue_alone():
+    """Fine speckle beside a bright field of coarse grains that is no tissue."""
+    noisy = np.maximum(data.validation_set(1, side=256)[0].noisy, 20)
+    coarse = np.random.default_rng(1).integers(40, 250, (32, 32)).astype(np.uint8)
+    beside = np.repeat(np.repeat(coarse, 8, 0), 8, 1)
+    frame = np.concatenate([noisy, beside, beside, beside], axis=1)
+    tissue = np.zeros(frame.shape, bool)
+    tissue[:, :256] = True
+    despeckler = Despeckler(bundle.load("quality"), "cpu", "float32", 1)
+    (told,) = despeckler.frames([frame], 1.0, tissue)
+    (untold,) = despeckler.frames([frame], 1.0)
+    (alone,) = despeckler.frames([noisy], 1.0)
+    inner = np.s_[32:-32, 32:200]
+    differing, differing_untold = (
+        (np.abs(one[inner].astype(int) - alone[inner]) > 1).mean() for one in (told, untold)
+    )
+    assert differing < 0.01 < differing_untold

@@ -123,7 +123,12 @@ def test_touched_pixel_stops_the_object(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 class Forgetful(MedianDespeckler):
-    def frames(self, luminances: Iterable[Any], strength: float) -> Iterator[Any]:
+    def frames(
+        self,
+        luminances: Iterable[Any],
+        strength: float,
+        tissue: Any = None,  # noqa: ARG002
+    ) -> Iterator[Any]:
         yield from list(super().frames(luminances, strength))[:-1]
 
 
@@ -211,7 +216,12 @@ def test_second_file_of_an_instance_fails_and_names_the_first(tmp_path: Path) ->
 
 
 class Faulty(MedianDespeckler):
-    def frames(self, luminances: Iterable[Any], strength: float) -> Iterator[Any]:
+    def frames(
+        self,
+        luminances: Iterable[Any],
+        strength: float,
+        tissue: Any = None,  # noqa: ARG002
+    ) -> Iterator[Any]:
         if not self.seen:
             self.seen += [np.zeros(1)]
             raise ZeroDivisionError
