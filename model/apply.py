@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from scipy import ndimage
 
 Grey = NDArray[np.uint8]
 Despeckle = Callable[[Grey], Grey]
@@ -27,6 +28,8 @@ COLOUR_TOLERANCE = 12
 """Largest spread of red, green and blue in a pixel that still counts as grey: JPEG's chroma."""
 _LIT, _TINTED_SHARE = 40, 0.1
 """Share of the pixels above a level that are coloured: a tint, more than a caption or a bar."""
+_BOX_PX = 16
+"""Side of the smallest square that counts as drawn: no speckle is even over so much."""
 CONTAINER_BITS = (8, 10, 12, 14, 16)
 """Depths that a 16-bit file may really hold."""
 STILL_FORMATS_WITH_FRAMES = frozenset({"MPO"})
@@ -187,6 +190,7 @@ def despeckle_image(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Ima
     ImageError
         The kind of pixels is not supported.
     """
+    despeckle = _sparing_boxes(despeckle)
     if image.mode.startswith("I"):
         return _sixteen_bit(image, despeckle)
     if image.mode == "F":
@@ -204,6 +208,25 @@ def despeckle_image(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Ima
         case _:
             mode = "RGBA" if transparent else "RGB"
             return _coloured(np.asarray(image.convert(mode)), despeckle)
+
+
+def _sparing_boxes(despeckle: Despeckle) -> Despeckle:
+    """The same, but squares of (nearly) one level stay: boxes are drawn over tissue, or beside it.
+
+    The network sees them as tissue without speckle, and draws into them what lies about.
+    """
+
+    def spared(grey: Grey) -> Grey:
+        square, half = (_BOX_PX, _BOX_PX), _BOX_PX // 2
+        most = ndimage.maximum_filter(grey, square, origin=-half)  # of each square, top left
+        least = ndimage.minimum_filter(grey, square, origin=-half)
+        even = most - least <= 1
+        rows, columns = (max(0, side - _BOX_PX + 1) for side in grey.shape)
+        even[rows:] = even[:, columns:] = False
+        boxes = ndimage.maximum_filter(even, square, origin=half - 1, mode="constant")
+        return np.where(boxes, grey, despeckle(grey))
+
+    return spared
 
 
 def _coloured(pixels: Grey, despeckle: Despeckle) -> tuple[Image.Image, str]:

@@ -76,6 +76,18 @@ def test_slight_tint_of_jpeg_stays_on_the_grey_that_changes():
     np.testing.assert_array_equal(result - pixels, -10)
 
 
+@pytest.mark.parametrize("level", [0, 5, 128, 255])
+def test_boxes_of_one_level_stay_whatever_the_level(level):
+    pixels = ramp(90, 120)
+    pixels[20:60, 30:100] = level
+    pixels[30, 40] = max(level - 1, 0)
+    result = applied(Image.fromarray(pixels))
+    box = np.zeros(pixels.shape, bool)
+    box[20:60, 30:100] = True
+    np.testing.assert_array_equal(result[box], pixels[box])
+    np.testing.assert_array_equal(result[~box], pixels[~box] - 10)
+
+
 def test_a_tinted_picture_is_said_to_be_despeckled_in_part():
     sepia = np.dstack([ramp(), ramp() * 0.97, ramp() * 0.85]).astype(np.uint8)
     _, note = despeckle_image(Image.fromarray(sepia), darker)
