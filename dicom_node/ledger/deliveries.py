@@ -13,7 +13,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from dicom_node.audit import Event, EventName, Outcome
+from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.errors import NodeError
 from dicom_node.ledger.arrivals import event_row
 from dicom_node.ledger.schema import (
@@ -130,7 +130,7 @@ class DeliveryLedger:
             row = self._leased(connection, delivery_id, owner)
             self._set_state(connection, row, DeliveryState.SENDING)
 
-    def mark_sent(self, delivery_id: int, owner: str, event: Event | None = None) -> None:
+    def mark_sent(self, delivery_id: int, owner: str, line: Event | None = None) -> None:
         """Note that the destination accepted the instance, or held it already.
 
         The audit event is added in the same transaction.
@@ -144,8 +144,8 @@ class DeliveryLedger:
             now = datetime.now(UTC)
             self._set_state(connection, row, DeliveryState.SENT, **fresh, **unleased(now))
             self._follow(connection, [row.instance_id])
-            if event is not None:
-                connection.execute(sa.insert(events).values(**event_row(event)))
+            if line is not None:
+                connection.execute(sa.insert(events).values(**event_row(line)))
 
     def retry_delivery(self, delivery_id: int, owner: str, error: NodeError, due: datetime) -> None:
         """Give a delivery back after a failure, in the state it is in, until `due`."""
@@ -206,9 +206,8 @@ class DeliveryLedger:
         source = connection.execute(
             sa.select(instances.c.sop_instance_uid).where(instances.c.id == row.instance_id)
         ).scalar_one()
-        line = Event(
-            name=name,
-            at=datetime.now(UTC),
+        line = event(
+            name,
             outcome=outcome,
             actor=actor,
             destination=row.destination,

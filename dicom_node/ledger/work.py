@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 import structlog
 
-from dicom_node.audit import Event, EventName, Outcome
+from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.ledger.arrivals import event_row
 from dicom_node.ledger.schema import (
@@ -169,13 +169,13 @@ class WorkLedger:
             sa.update(deliveries).where(deliveries.c.id == earlier.id).values(**fresh, **delivery)
         )
 
-    def finish_audit(self, instance_id: int, owner: str, event: Event | None = None) -> None:
+    def finish_audit(self, instance_id: int, owner: str, line: Event | None = None) -> None:
         """Close an instance, with its closing audit event in the same transaction."""
         with self._database.write() as connection:
             row = self._held(connection, instance_id, owner)
             self._move(connection, row, Stage.DONE, ended_at=datetime.now(UTC))
-            if event is not None:
-                connection.execute(sa.insert(events).values(**event_row(event)))
+            if line is not None:
+                connection.execute(sa.insert(events).values(**event_row(line)))
 
     def retry_later(self, instance_id: int, owner: str, error: NodeError, due: datetime) -> None:
         """Give an instance back after a failure; it becomes claimable at `due`."""
@@ -327,9 +327,8 @@ def _note(
     detail: str = "",
 ) -> None:
     """Add a line about an instance to the audit trail."""
-    line = Event(
-        name=name,
-        at=datetime.now(UTC),
+    line = event(
+        name,
         outcome=outcome,
         study_instance_uid=row.study_uid,
         series_instance_uid=row.series_uid,

@@ -108,7 +108,7 @@ def no_rim() -> Rim:
 def squares(mask: Tensor) -> Tensor:
     """What squares of `DEAD_PX` that lie in a mask, (..., rows, columns), bool, cover of it.
 
-    `_evenly_black` on whatever device, in steps of 1, 2, 4 and 8 pixels.
+    On whatever device, in steps of 1, 2, 4 and 8 pixels.
     """
     if min(mask.shape[-2:]) < DEAD_PX:
         return torch.zeros_like(mask)
@@ -182,13 +182,7 @@ def _beyond(image: Grey, inside: Mask, dead: Mask, reach_px: int) -> Rim:
 
 def _evenly_black(image: Grey) -> Mask:
     """Black areas, a compression's ripple included, that are nowhere narrower than `DEAD_PX`."""
-    square, half = (DEAD_PX, DEAD_PX), DEAD_PX // 2
-    corners = ~ndimage.maximum_filter(image > BLACK, square, origin=(-half, -half))  # top left
-    rows, columns = (max(0, side - DEAD_PX + 1) for side in image.shape)
-    corners[rows:] = corners[:, columns:] = False
-    return np.asarray(
-        ndimage.maximum_filter(corners, square, origin=(half - 1, half - 1), mode="constant")
-    )
+    return np.asarray(squares(torch.from_numpy(image <= BLACK)).numpy())
 
 
 def _tissue(lit: Mask) -> Mask:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from model import bundle, metrics
 from model.network.rim import BLACK, DEAD_PX, _evenly_black, brightest, find, no_rim, squares
@@ -148,6 +149,8 @@ def test_squares_found_in_later_frames_are_those_of_the_first():
     found = squares(torch.from_numpy(image)[None] <= BLACK)[0].numpy()
     assert found.any()
     assert np.array_equal(found, _evenly_black(image))
+    square = np.ones((DEAD_PX, DEAD_PX), bool)
+    assert np.array_equal(found, ndimage.binary_opening(image <= BLACK, square))
     assert not squares(torch.ones(1, DEAD_PX - 1, 99, dtype=torch.bool)).any()
 
 

@@ -24,13 +24,7 @@ from tests.receiving import small_object, write_object
 MARK = "Marked^Patient"
 
 
-def stored(tmp_path, syntax=ExplicitVRLittleEndian, **changes):
-    dataset = small_object(**changes)
-    dataset.file_meta.TransferSyntaxUID = syntax
-    return write_object(tmp_path / "object.dcm", dataset), dataset
-
-
-@pytest.mark.parametrize(
+every_encoding = pytest.mark.parametrize(
     "syntax",
     [
         ImplicitVRLittleEndian,
@@ -39,6 +33,15 @@ def stored(tmp_path, syntax=ExplicitVRLittleEndian, **changes):
         DeflatedExplicitVRLittleEndian,
     ],
 )
+
+
+def stored(tmp_path, syntax=ExplicitVRLittleEndian, **changes):
+    dataset = small_object(**changes)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return write_object(tmp_path / "object.dcm", dataset), dataset
+
+
+@every_encoding
 def test_identity_is_read_in_every_encoding(tmp_path, syntax):
     path, dataset = stored(tmp_path, syntax)
     identity = identity_of(read_header(path, syntax), syntax)
@@ -81,15 +84,7 @@ def test_missing_or_invalid_uid_is_refused_by_its_tag_not_its_value(tmp_path, ke
     assert len(caught.value.message) <= 64
 
 
-@pytest.mark.parametrize(
-    "syntax",
-    [
-        ImplicitVRLittleEndian,
-        ExplicitVRLittleEndian,
-        ExplicitVRBigEndian,
-        DeflatedExplicitVRLittleEndian,
-    ],
-)
+@every_encoding
 @pytest.mark.parametrize("undefined_length", [False, True])
 def test_data_set_that_ends_anywhere_is_read_or_refused(tmp_path, syntax, undefined_length):
     inner, region = Dataset(), Dataset()
