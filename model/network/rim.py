@@ -33,6 +33,10 @@ DIMMEST = 15.0
 """Mean level of tissue below which nothing can be said of its rim."""
 VIEW_SHARE = 0.02
 """Smaller lit areas, as a share of the image, are text and scales."""
+SIGN_PIXELS, SIGN_LEVEL, SIGN_FULL = 600, 100, 0.5
+"""A lit spot by itself is a letter or a tick where it has fewer pixels, is as bright somewhere, and
+where a share of its pixels, or more, has most of its brightest level: tissue fades."""
+_MOST = 0.6
 BEYOND_SHARE = 0.015
 """Smaller black areas, as a share of the image, are tissue without echo, such as a cyst."""
 LIT_AGAIN = 0.02
@@ -153,7 +157,7 @@ def find(image: Grey, reach_px: int) -> Rim:
     lit = image > BLACK
     dead = _evenly_black(image)
     if 0 < lit.mean() <= 1 - BEYOND_SHARE:
-        inside = _tissue(lit)
+        inside = _tissue(lit & ~_signs(image, lit))
         if inside.any() and not inside.all():
             return _beyond(image, inside, dead, reach_px)
     if not dead.any():
@@ -185,8 +189,21 @@ def _evenly_black(image: Grey) -> Mask:
     return np.asarray(squares(torch.from_numpy(image <= BLACK)).numpy())
 
 
+def _signs(image: Grey, lit: Mask) -> Mask:
+    """Letters, ticks and arrows that stand by themselves, however close to the tissue."""
+    spots, count = ndimage.label(lit, np.ones((3, 3)))
+    pixels = np.bincount(spots.ravel())
+    brightest_level = np.zeros(count + 1, np.uint8)
+    np.maximum.at(brightest_level, spots.ravel(), image.ravel())
+    bright = lit & (image >= _MOST * brightest_level[spots])
+    full = np.bincount(spots[bright], minlength=count + 1) >= SIGN_FULL * pixels
+    signs = (pixels < SIGN_PIXELS) & (brightest_level >= SIGN_LEVEL) & full
+    signs[0] = False
+    return np.asarray(signs[spots])
+
+
 def _tissue(lit: Mask) -> Mask:
-    """Lit areas without their dark notches and holes, and without text."""
+    """Lit areas without their dark notches and holes, and without other text."""
     margin = NOTCH_PX + 1
     beside = ndimage.distance_transform_cdt(~np.pad(lit, margin), "taxicab") <= NOTCH_PX
     closed = ndimage.distance_transform_cdt(beside, "taxicab") > NOTCH_PX

@@ -66,6 +66,32 @@ def test_pixels_beyond_the_rim_never_change():
     assert np.abs(out[beyond] - image[beyond]).max() < 1e-3
 
 
+def test_letters_and_ticks_close_to_the_tissue_stay_as_they_are():
+    image, inside = sector()
+    letters = np.zeros_like(image)
+    for row in range(40, ROWS - 40, 24):
+        column = int(np.flatnonzero(inside[row : row + 9].any(0)).max()) + 3
+        letters[row : row + 9, column : column + 2] = 230
+        letters[row + 7 : row + 9, column : column + 7] = 230
+    assert (letters > 0).any()
+    assert not (letters[inside] > 0).any()
+    written = np.maximum(image, letters)
+    out = despeckled(bundle.load("quality").student, written)
+    assert np.abs(out - written)[letters > 0].max() < 1e-3
+    assert np.abs(out - written)[inside].mean() > 3
+
+
+def test_bright_grains_that_fade_belong_to_the_tissue():
+    grains = np.zeros((ROWS, COLUMNS), np.uint8)
+    grains[:, :200] = FULL[:, :200]
+    row, column = np.mgrid[-6:7, -6:7]
+    grain = (200 * np.exp(-(row**2 + column**2) / 8)).astype(np.uint8)
+    grains[90:103, 204:217] = grain
+    assert not replaced(find(grains, 12))[90:103, 204:217].any()
+    grains[90:103, 204:217] = np.where(grain > BLACK, 200, 0)
+    assert replaced(find(grains, 12))[90:103, 204:212].any()
+
+
 BOX = np.s_[140:ROWS, 150:COLUMNS]
 """Of an anonymiser, in a corner."""
 
