@@ -201,13 +201,16 @@ def echo(config: Config = None) -> None:
 
 
 @app.command()
-def status(config: Config = None) -> None:
-    """Show the queue, deliveries, last errors and free disk."""
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: Config = None,
+) -> None:
+    """Show the queue, why what was skipped or parked, deliveries, last errors and free disk."""
     from dicom_node.commands import administer
 
     _, settings = _settings(config)
     with _ledger(settings, must_exist=True) as ledger:
-        raise typer.Exit(administer.status(settings, ledger))
+        raise typer.Exit(administer.status(settings, ledger, as_json=as_json))
 
 
 @app.command()

@@ -132,6 +132,8 @@ class Overview:
     """The ledger at a glance."""
 
     stages: dict[Stage, int]
+    reasons: dict[Stage, dict[str, int]]
+    """Why instances were skipped, or are parked: counts by error code, the most frequent first."""
     deliveries: dict[str, dict[DeliveryState, int]]
     """Counts by destination, then by state."""
     oldest_waiting: datetime | None

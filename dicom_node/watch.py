@@ -126,6 +126,15 @@ class _Figures(Collector):
         for stage in Stage:
             instances.add_metric([str(stage)], overview.stages.get(stage, 0))
         yield instances
+        reasons = GaugeMetricFamily(
+            f"{_PREFIX}_reasons",
+            "Source instances that were skipped or are parked, by error code.",
+            labels=["stage", "code"],
+        )
+        for stage, counted in overview.reasons.items():
+            for code, count in counted.items():
+                reasons.add_metric([str(stage), code], count)
+        yield reasons
         deliveries = GaugeMetricFamily(
             f"{_PREFIX}_deliveries", "Derived instances.", labels=["destination", "state"]
         )

@@ -26,7 +26,7 @@ from dicom_node.config import Settings
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.network import associate, tls
-from dicom_node.records import DeliveryState, Stage
+from dicom_node.records import DeliveryState, Overview, Stage
 from dicom_node.service.edge import guarded
 
 _MB = 1_000_000
@@ -212,17 +212,33 @@ def _echo_one(settings: Settings, name: str) -> NodeError | None:
     return result if isinstance(result, NodeError) else None
 
 
-def status(settings: Settings, ledger: Ledger) -> int:
+def status(settings: Settings, ledger: Ledger, *, as_json: bool) -> int:
     """Print how the node stands; 1 where something is parked or the disk is full."""
-    console = Console(highlight=False)
     overview = ledger.overview()
     free = _free_mb(settings.spool_directory)
+    low = free < settings.receive.min_free_mb
+    if as_json:
+        disk = {"free_mb": round(free), "min_free_mb": settings.receive.min_free_mb}
+        print(json.dumps(asdict(overview) | {"disk": disk}, default=_iso))  # noqa: T201 - programs
+    else:
+        _print_status(settings, overview, free, low=low)
+    return int(bool(overview.stages.get(Stage.PARKED)) or low)
+
+
+def _iso(value: datetime) -> str:
+    return value.isoformat()
+
+
+def _print_status(settings: Settings, overview: Overview, free: float, *, low: bool) -> None:
+    console = Console(highlight=False)
     stages = Table("stage", "instances", box=None, pad_edge=False)
     for stage in Stage:
         count = overview.stages.get(stage, 0)
         if count:
             style = "red" if stage is Stage.PARKED else ""
             stages.add_row(str(stage), str(count), style=style)
+        for code, some in overview.reasons.get(stage, {}).items():
+            stages.add_row(f"  {code}", str(some))
     console.print(stages if stages.row_count else "no instances yet")
     if overview.deliveries:
         _deliveries(console, overview.deliveries)
@@ -230,7 +246,6 @@ def status(settings: Settings, ledger: Ledger) -> int:
         waited = datetime.now(UTC) - overview.oldest_waiting
         console.print(f"\noldest waiting: {str(waited).split('.')[0]} since it arrived")
     console.print(f"open associations: {overview.open_associations}")
-    low = free < settings.receive.min_free_mb
     style = "red" if low else "green"
     console.print(
         f"disk: [{style}]{free:.0f} MB free[/], receiving stops below "
@@ -245,7 +260,6 @@ def status(settings: Settings, ledger: Ledger) -> int:
             errors.append((when, failure.where, failure.sop_instance_uid, said))
         console.print("\nlast errors")
         _print_rows(console, ("when (UTC)", "where", "instance", "error"), errors)
-    return int(bool(overview.stages.get(Stage.PARKED)) or low)
 
 
 def audit(ledger: Ledger, uid: str | None, *, as_json: bool) -> int:

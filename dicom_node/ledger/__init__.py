@@ -87,6 +87,12 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
             stages = connection.execute(
                 sa.select(instances.c.stage, sa.func.count()).group_by(instances.c.stage)
             ).all()
+            reasons = connection.execute(
+                sa.select(instances.c.stage, instances.c.error_code, sa.func.count().label("count"))
+                .where(instances.c.stage.in_([Stage.SKIPPED, Stage.PARKED]))
+                .group_by(instances.c.stage, instances.c.error_code)
+                .order_by(sa.desc("count"), instances.c.error_code)
+            ).all()
             states = connection.execute(
                 sa.select(deliveries.c.destination, deliveries.c.state, sa.func.count()).group_by(
                     deliveries.c.destination, deliveries.c.state
@@ -102,11 +108,15 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
                 sa.select(sa.func.count(sa.distinct(open_series.c.association)))
             )
             last_errors = _last_errors(connection, errors)
+        by_reason: dict[Stage, dict[str, int]] = {}
+        for stage, code, count in reasons:
+            by_reason.setdefault(Stage(stage), {})[code or ""] = count
         by_destination: dict[str, dict[DeliveryState, int]] = {}
         for destination, state, count in states:
             by_destination.setdefault(destination, {})[DeliveryState(state)] = count
         return Overview(
             stages={Stage(stage): count for stage, count in stages},
+            reasons=by_reason,
             deliveries=by_destination,
             oldest_waiting=oldest,
             open_associations=still_open or 0,

@@ -15,7 +15,7 @@ from pydicom import dcmread
 
 from dicom_node.audit import EventName, event
 from dicom_node.demo.pacs import EmbeddedPacs
-from dicom_node.errors import Permanent
+from dicom_node.errors import Permanent, Refused
 from dicom_node.ledger import Ledger
 from tests.builders import write_us_instance
 from tests.ledgers import soon
@@ -178,9 +178,29 @@ def test_status_and_audit_print_messages_as_they_are_and_uids_whole(tmp_path):
     assert shown.returncode == 1
     assert "Traceback" not in shown.stderr
     assert re.search(rf"derive  {UID}  parked odd: \[/RED\] \[peers.old\] long.*end", shown.stdout)
+    listed = command("status", "--json", "--config", path)
+    assert listed.returncode == 1
+    (error,) = json.loads(listed.stdout)["last_errors"]
+    assert (error["sop_instance_uid"], error["code"], error["parked"]) == (UID, "odd", True)
     trail = command("audit", UID, "--config", path, COLUMNS="80")
     assert trail.returncode == 0, trail.stderr
     assert re.search(rf"\[old\]  {UID}  \[/\]", trail.stdout)
+
+
+def test_status_counts_what_was_skipped_or_parked_by_reason(tmp_path):
+    path = config(tmp_path)
+    (tmp_path / "state").mkdir()
+    with Ledger(f"sqlite:///{tmp_path}/state/ledger.sqlite3") as ledger:
+        for number, code in enumerate(("no-tissue", "not-ultrasound", "not-ultrasound")):
+            ledger.record_arrival(arrival(f"1.2.{number}"), skip=Refused(code, "it is not"))
+    shown = command("status", "--config", path)
+    assert shown.returncode == 0
+    pattern = r"skipped +3 *\n +not-ultrasound +2 *\n +no-tissue +1 *\n"
+    assert re.search(pattern, shown.stdout), shown.stdout
+    found = json.loads(command("status", "--json", "--config", path).stdout)
+    assert found["stages"] == {"skipped": 3}
+    assert found["reasons"] == {"skipped": {"not-ultrasound": 2, "no-tissue": 1}}
+    assert found["disk"]["free_mb"] > 0
 
 
 def test_retry_and_rederive_print_what_was_asked_for(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dicom_node.config import parse
-from dicom_node.errors import Permanent, Transient
+from dicom_node.errors import Permanent, Refused, Transient
 from dicom_node.ledger import Ledger
 from dicom_node.spool import Spool
 from dicom_node.watch import Watch
@@ -57,11 +57,13 @@ def test_figures_are_those_of_the_ledger(watched):
     get, ledger, _ = watched
     for number in range(3):
         ledger.record_arrival(arrival(f"1.2.3.{number}"))
+    ledger.record_arrival(arrival("1.2.3.9"), skip=Refused("not-ultrasound", "no ultrasound"))
     status, text = get("/metrics")
     assert status == 200
     found = figures(text)
     assert found["dicom_node_instances", "derive"] == 3
     assert found["dicom_node_instances", "parked"] == 0
+    assert found["dicom_node_reasons", "not-ultrasound", "skipped"] == 1
     assert found["dicom_node_oldest_waiting_seconds",] > 0
     assert found["dicom_node_free_bytes",] > 0
     assert "1.2.3" not in text
