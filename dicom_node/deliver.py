@@ -58,6 +58,18 @@ class Deliverer:
         if not claimed:
             return False
         deliveries = [replace(each, path=self._spool.located(each.path)) for each in claimed]
+        peer = self._settings.peers.get(self._name)
+        if peer is not None and not peer.receives:
+            for delivery in deliveries:
+                self._failed(delivery, owner, _receives_no_longer(self._name))
+        else:
+            self._send(deliveries, owner, stopping)
+        return True
+
+    def _send(
+        self, deliveries: Sequence[Delivery], owner: str, stopping: Callable[[], bool]
+    ) -> None:
+        """Send a group and write down what became of each."""
         waiting = {delivery.id: delivery for delivery in deliveries}
         begun: set[int] = set()
 
@@ -82,7 +94,6 @@ class Deliverer:
                 self._failed(delivery, owner, error)
         elif waiting:
             self._ledger.release(owner)
-        return True
 
     def _record(self, outcome: send.Outcome, owner: str) -> None:
         """Write down what became of one delivery."""
@@ -269,3 +280,10 @@ class Deliverer:
     def _commitment_wait(self) -> timedelta:
         peer: Peer | None = self._settings.peers.get(self._name)
         return timedelta(seconds=peer.commitment_wait_seconds if peer else 60.0)
+
+
+def _receives_no_longer(name: str) -> Permanent:
+    return Permanent(
+        "peer-does-not-receive",
+        f"peers.{name}.receives = false, and this was derived before; set it to true and retry",
+    )

@@ -425,6 +425,21 @@ def test_destination_that_was_removed_from_the_configuration_is_parked(
     assert "[peers.pacs]" in row.error
 
 
+def test_peer_that_is_to_receive_no_longer_is_sent_nothing(tmp_path, ledger, spool, pacs):
+    uid = arrive(ledger, spool)
+    with working(settings_with(tmp_path, free_port()), ledger, spool):
+        wait_until(lambda: ledger.overview().deliveries, "a delivery is there")
+    taking = settings_with(tmp_path, pacs.port)
+    peer = taking.peers["pacs"].model_copy(update={"receives": False})
+    with working(taking.model_copy(update={"peers": {"pacs": peer}}), ledger, spool):
+        row = wait_stage(ledger, uid, Stage.PARKED)
+    assert row.error_code == "peer-does-not-receive"
+    assert not list(pacs.folder.glob("*.dcm"))
+    assert ledger.retry(everything=True) == 1
+    with working(taking, ledger, spool):
+        wait_stage(ledger, uid, Stage.DONE)
+
+
 def test_ended_files_are_purged_after_their_time_and_rows_stay(tmp_path, ledger, spool, pacs):
     settings = settings_with(tmp_path, pacs.port, spool={"keep_hours": 0})
     uid = arrive(ledger, spool)
