@@ -17,6 +17,7 @@ from dicom_node.records import DeliveryState, Stage
 from tests.builders import uid_of, write_series, write_us_instance
 from tests.node import Node
 from tests.peers import (
+    LOOPBACK,
     dcentvfy,
     dciodvfy,
     dcmsend,
@@ -29,6 +30,8 @@ from tests.peers import (
 )
 
 pytestmark = pytest.mark.slow
+
+ROUTE = Path(__file__).parents[2] / "config" / "orthanc.lua"
 
 
 @pytest.mark.peer
@@ -65,6 +68,37 @@ def test_scanner_to_orthanc_and_back(tmp_path, examples):
         assert node.stop("serve") == 0
         assert process.returncode == 0
         assert not listens(node.port)
+
+
+@pytest.mark.peer
+def test_orthanc_routes_what_arrives_by_itself_and_not_what_comes_back(tmp_path, examples):
+    """A scanner sends to the PACS alone; the PACS's rule, as we ship it, sends to the node."""
+    archive_port = free_port()
+    source = examples["ybr_color"]
+    with Node(tmp_path / "node", archive_port, "ORTHANC") as node:
+        ours = {"AET": "DESPECKLE", "Host": LOOPBACK, "Port": node.port}
+        with orthanc(
+            tmp_path / "orthanc",
+            port=archive_port,
+            StableAge=1,
+            DicomModalities={"despeckle": ours | {"AllowStorageCommitment": True}},
+            LuaScripts=[str(ROUTE)],
+        ) as archive:
+            node.start("serve")
+            storescu(archive_port, [source], "-xy", called="ORTHANC")
+            (row,) = node.wait_done([uid_of(source)])
+            assert archive.instances() == sorted([uid_of(source), row.derived_instance_uid])
+
+            def both_stable() -> bool:
+                return all(
+                    archive.get(f"/series/{key}")["IsStable"] for key in archive.get("/series")
+                )
+
+            wait_until(both_stable, "the derived series is stable as well")
+            jobs = [(job["Type"], job["State"]) for job in archive.get("/jobs?expand")]
+            assert [job for job in jobs if "Store" in job[0]] == [("DicomModalityStore", "Success")]
+            with node.ledger() as ledger:
+                assert ledger.overview().stages == {Stage.DONE: 1}
 
 
 def test_late_instance_joins_the_same_derived_series(tmp_path, node, pacs):
