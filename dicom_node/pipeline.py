@@ -9,6 +9,7 @@ after the last one. Imports no torch: the network comes in as a `Despeckler`.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,9 +27,9 @@ from dicom_node.attributes.identity import derived_identity
 from dicom_node.config import Settings
 from dicom_node.decode import Decoder, Geometry, open_instance
 from dicom_node.derive import derive_dataset
-from dicom_node.errors import Permanent, Refused
+from dicom_node.errors import Permanent, Refused, Transient
 from dicom_node.pixels.colour import Frame, luminance
-from dicom_node.pixels.encode import encode
+from dicom_node.pixels.encode import encode, require_encodable
 from dicom_node.pixels.morphology import Mask
 from dicom_node.records import BundleInfo, DerivedIdentity, PixelReport
 from dicom_node.regions import (
@@ -144,6 +145,7 @@ def _derive(
     clock = Clock()
     with clock.measured("decode"):
         decoder = open_instance(source)
+        _require_room(decoder.geometry, settings.derive.transfer_syntax, work_directory)
         samples = _samples(decoder)
     with clock.measured("regions"):
         tissue = tissue_map(decoder.dataset, decoder.geometry, samples, settings.regions)
@@ -265,6 +267,34 @@ def _pixel_fingerprint(despeckler: Despeckler, settings: Settings) -> str:
     )
 
 
+def _require_room(geometry: Geometry, transfer_syntax: str, work_directory: Path | None) -> None:
+    """Find out before the work, which may take long, that its result can be kept.
+
+    Raises
+    ------
+    Permanent
+        ``object-too-large``.
+    Transient
+        ``disk-full``: frames that wait, and a result as large where nothing compresses it.
+    """
+    length = _frame_bytes(geometry) * geometry.frames
+    require_encodable(length, transfer_syntax)
+    if work_directory is None:
+        return
+    wanted = 2 * length if transfer_syntax == "explicit-le" else length
+    free = shutil.disk_usage(work_directory).free
+    if wanted > free:
+        raise Transient(
+            "disk-full",
+            f"deriving takes {wanted / 1e6:.0f} MB of the spool's disk for a while and "
+            f"{free / 1e6:.0f} MB are free; free some",
+        )
+
+
+def _frame_bytes(geometry: Geometry) -> int:
+    return geometry.rows * geometry.columns * (3 if geometry.colour else 1)
+
+
 def _samples(decoder: Decoder) -> list[Frame]:
     """Up to eight frames, evenly over the cine."""
     last = decoder.geometry.frames - 1
@@ -357,7 +387,6 @@ class _Counts:
 def _read_back(waiting: BinaryIO, geometry: Geometry) -> Iterator[Frame]:
     """The derived frames from the temporary file."""
     shape = (geometry.rows, geometry.columns) + ((3,) if geometry.colour else ())
-    size = int(np.prod(shape))
     waiting.seek(0)
     for _ in range(geometry.frames):
-        yield np.frombuffer(waiting.read(size), np.uint8).reshape(shape)
+        yield np.frombuffer(waiting.read(_frame_bytes(geometry)), np.uint8).reshape(shape)

@@ -87,16 +87,27 @@ def encode(
         yield from _encapsulated(dataset, frames, codec, work_directory)
 
 
-def _native(dataset: Dataset, frames: Iterable[Frame]) -> Iterator[bytes]:
-    size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
-    length = size * _frame_count(dataset)
-    padded = length + length % 2
-    if padded > _LONGEST:
+def require_encodable(length: int, transfer_syntax: str) -> None:
+    """Check that pixels of `length` bytes, uncompressed, fit the encoding; see `encode`.
+
+    Raises
+    ------
+    Permanent
+        ``object-too-large``.
+    """
+    if CODECS[transfer_syntax] is None and length + length % 2 > _LONGEST:
         raise Permanent(
             "object-too-large",
             f"(7FE0,0010) Pixel Data would have {length} bytes, more than 4 GiB; set "
-            'derive.transfer_syntax to "jpeg-ls", "jpeg-2000" or "rle"',
+            'derive.transfer_syntax to "jpeg-ls", "jpeg-2000" or "rle" and retry',
         )
+
+
+def _native(dataset: Dataset, frames: Iterable[Frame]) -> Iterator[bytes]:
+    size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
+    length = size * _frame_count(dataset)
+    require_encodable(length, "explicit-le")
+    padded = length + length % 2
     yield _head(dataset, uid.ExplicitVRLittleEndian)
     yield b"\xe0\x7f\x10\x00OB\0\0" + struct.pack("<I", padded)
     for frame in _counted(dataset, frames):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dicom_node import regions
 from dicom_node.config import Settings, parse
 from dicom_node.errors import Permanent, Refused, Transient
 from dicom_node.pipeline import derive_files, derive_instance
+from dicom_node.pixels import encode
 from dicom_node.service.folder import FileStatus, write_into
 from tests.builders import MedianDespeckler, make_us_instance, region, speckle, write_us_instance
 
@@ -104,6 +106,39 @@ def test_own_output_is_refused(tmp_path: Path) -> None:
     derived = derive(tmp_path).path
     with pytest.raises(Refused, match="own-output"):
         derive_instance(derived, MedianDespeckler(), Settings(), write_into(tmp_path))
+
+
+def test_object_too_large_for_its_encoding_costs_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "_LONGEST", 96 * 128)
+    source = write_us_instance(tmp_path / "source.dcm", pixels=speckle(2, 96, 128))
+    despeckler = MedianDespeckler()
+    with pytest.raises(Permanent, match=r"object-too-large.*transfer_syntax"):
+        derive_instance(source, despeckler, Settings(), write_into(tmp_path))
+    assert not despeckler.seen
+    compressed = parse({"derive": {"transfer_syntax": "rle"}})
+    assert derive_instance(source, despeckler, compressed, write_into(tmp_path)).report.frames == 2
+
+
+@pytest.mark.parametrize(("syntax", "times"), [("explicit-le", 2), ("rle", 1)])
+def test_object_that_the_disk_cannot_hold_costs_no_work_and_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str, times: int
+) -> None:
+    source = write_us_instance(tmp_path / "source.dcm", pixels=speckle(2, 96, 128))
+    settings = parse({"derive": {"transfer_syntax": syntax}})
+    free = times * 2 * 96 * 128 - 1
+
+    def used(_path: Path) -> Any:
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("shutil.disk_usage", used)
+    despeckler = MedianDespeckler()
+    with pytest.raises(Transient, match=r"disk-full.* free some"):
+        derive_instance(source, despeckler, settings, write_into(tmp_path), work_directory=tmp_path)
+    assert not despeckler.seen
+    free += 1
+    derive_instance(source, despeckler, settings, write_into(tmp_path), work_directory=tmp_path)
 
 
 def test_object_without_tissue_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
