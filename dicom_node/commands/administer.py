@@ -138,7 +138,7 @@ def _ledger(settings: Settings) -> Finding:
 
     failed = guarded(opened)
     if isinstance(failed, NodeError):
-        return Finding("error", "ledger.url", failed.message)
+        return Finding("error", "ledger.url", failed.message.removeprefix("ledger.url: "))
     return Finding("ok", "ledger.url", "the ledger opens")
 
 

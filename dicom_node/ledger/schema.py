@@ -23,8 +23,20 @@ _BUSY_TIMEOUT_SECONDS: Final = 60
 _POOL_SIZE: Final = 96
 _SCHEMA_LOCK: Final = 0x0DE5_0001
 _CLAIM_LOCK: Final = 0x0DE5_0002
+_PASSING: Final = (
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.InternalError,
+    sa.exc.TimeoutError,
+)
 _PASSING_STATES: Final = ("08", "25006", "40", "53", "55", "57", "58")
 """How the SQLSTATE of what may pass begins: PostgreSQL stops, is full, locked or a standby."""
+_UNSERVED: Final = {
+    "28": "it does not take this user or password",
+    "3D": "it has no such database",
+    "42501": "the user may not create or use the tables",
+}
+"""How the SQLSTATE begins where PostgreSQL does not serve this node, and why."""
 
 
 Row = sa.Row[Any, *tuple[Any, ...]]
@@ -242,7 +254,13 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             self._engine = sa.create_engine(url, **_engine_options(url))
-        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
+        except ImportError as error:
+            raise ConfigError(
+                "ledger-driver",
+                f"ledger.url: its driver {error.name!r} is not installed; for PostgreSQL begin the "
+                "URL with postgresql+pg8000:// and install the node with its extra, '.[postgres]'",
+            ) from error
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
             raise ConfigError(
                 "ledger-url", "ledger.url: not a usable SQLAlchemy URL; see config/node.toml"
             ) from error
@@ -329,20 +347,20 @@ def _translated() -> Iterator[None]:
     """Turn what the database reports into the node's errors; never quote its parameters."""
     try:
         yield
-    except (
-        sa.exc.OperationalError,
-        sa.exc.InterfaceError,
-        sa.exc.InternalError,
-        sa.exc.TimeoutError,
-    ) as error:
-        raise _unavailable(type(getattr(error, "orig", None) or error).__name__) from error
-    except sa.exc.DBAPIError as error:
-        state = _sqlstate(error.orig)
-        if state.startswith(_PASSING_STATES):
-            raise _unavailable(f"SQLSTATE {state}") from error
-        cause = type(error.orig).__name__
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        cause = getattr(error, "orig", None) or error
+        state = _sqlstate(cause)
+        if unserved := [why for begin, why in _UNSERVED.items() if state.startswith(begin)]:
+            raise Transient(
+                "ledger-refused",
+                f"PostgreSQL refuses: {unserved[0]} (SQLSTATE {state}); correct ledger.url or the "
+                "database",
+            ) from error
+        if isinstance(error, _PASSING) or state.startswith(_PASSING_STATES):
+            raise _unavailable(f"SQLSTATE {state}" if state else type(cause).__name__) from error
         raise Permanent(
-            "ledger-damaged", f"the ledger answers {cause}; check its integrity, restore a copy"
+            "ledger-damaged",
+            f"the ledger answers {type(cause).__name__}; check its integrity, restore a copy",
         ) from error
 
 

@@ -808,6 +808,11 @@ def test_unusable_url_names_the_key(url):
         Ledger(url)
 
 
+def test_missing_driver_is_named_with_the_remedy():
+    with pytest.raises(ConfigError, match=r"'pymysql' is not installed.*pg8000.*\.\[postgres\]"):
+        Ledger("mysql+pymysql://node@host/ledger")
+
+
 def test_ledger_that_cannot_be_opened_is_transient(tmp_path):
     with pytest.raises(Transient) as caught:
         Ledger(f"sqlite:///{tmp_path / 'absent' / 'ledger.sqlite3'}")
@@ -846,6 +851,18 @@ def test_what_passes_in_postgresql_is_transient(postgres, state):
     with pytest.raises(Transient, match=state) as caught:
         fail_with(postgres, state)
     assert caught.value.code == "ledger-unavailable"
+
+
+@pytest.mark.parametrize("state", ["28000", "28P01", "3D000", "42501"])
+def test_what_postgresql_refuses_is_no_damage(postgres, state):
+    with pytest.raises(Transient, match=rf"ledger-refused.*{state}.*correct ledger\.url"):
+        fail_with(postgres, state)
+
+
+def test_database_that_does_not_exist_is_named(tmp_path):
+    url = sa.make_url(empty_ledger_url("postgresql", tmp_path)).set(database="absent")
+    with pytest.raises(Transient, match="no such database"):
+        Ledger(url.render_as_string(hide_password=False))
 
 
 @pytest.mark.parametrize("state", ["23505", "25001", "42P01", "XX001"])
