@@ -2,7 +2,8 @@
 
 Only grey pixels change. Coloured ones, alpha, size and bit depth stay; grey levels are never
 stretched, so that two frames of one cine stay comparable. What cannot keep its depth, colour or
-alpha of 16 bits, is refused. For DICOM use ``dicom-node process``.
+alpha of 16 bits, is refused. A result says in its PNG keyword *Software* what made it, and replaces
+nothing but an earlier result. For DICOM use ``dicom-node process``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from scipy import ndimage
 
 Grey = NDArray[np.uint8]
@@ -34,6 +35,8 @@ CONTAINER_BITS = (8, 10, 12, 14, 16)
 """Depths that a 16-bit file may really hold."""
 STILL_FORMATS_WITH_FRAMES = frozenset({"MPO"})
 """Formats whose further frames are previews of the first."""
+SOFTWARE, MADE_BY = "Software", "despeckle-model apply"
+"""Keyword of a PNG, and its text, by which a result is known again."""
 
 
 class ImageError(Exception):
@@ -140,6 +143,10 @@ def apply_file(job: Job, despeckle: Despeckle) -> str:
     """
     if job.target.exists() and job.target.resolve() == job.source.resolve():
         raise ImageError("the result would overwrite the image itself; choose another --output")
+    if job.target.exists() and not _is_result(job.target):
+        raise ImageError(
+            f"{job.target} is there already and no result of this command; choose another --output"
+        )
     try:
         with Image.open(job.source) as image:
             frames = int(getattr(image, "n_frames", 1))
@@ -281,16 +288,26 @@ def _kept_information(image: Image.Image) -> dict[str, object]:
     return keep
 
 
+def _is_result(path: Path) -> bool:
+    """Whether this command has written a file."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(SOFTWARE) == MADE_BY
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
 def _save(image: Image.Image, target: Path, keep: dict[str, object]) -> None:
     """Write a PNG whole or not at all."""
-    temporary = ""
+    temporary, made_by = "", PngImagePlugin.PngInfo()
+    made_by.add_text(SOFTWARE, MADE_BY)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             dir=target.parent, prefix=".", suffix=".part", delete=False
         ) as file:
             temporary = file.name
-            image.save(file, "PNG", **keep)
+            image.save(file, "PNG", pnginfo=made_by, **keep)
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(target)
     except OSError as error:

@@ -246,6 +246,23 @@ def test_an_image_is_never_overwritten_by_its_result(tmp_path):
     assert source.read_bytes() == before
 
 
+def test_a_result_replaces_no_image_but_an_earlier_result(tmp_path):
+    picture(tmp_path / "a.jpg", "RGB")
+    original = picture(tmp_path / "named" / "a.png")
+    before = original.read_bytes()
+    jobs, _ = plan([tmp_path / "a.jpg", tmp_path / "named"], tmp_path / "named")
+    assert any(job.target == original for job in jobs)
+    results = list(run(jobs, darker))
+    assert original.read_bytes() == before
+    (failed,) = (result for result in results if result.error)
+    assert "no result of this command; choose another --output" in failed.error
+
+    written = Job(original, tmp_path / "out" / "a.png")
+    apply_file(written, darker)
+    apply_file(written, unchanged)
+    np.testing.assert_array_equal(np.asarray(Image.open(written.target)), ramp())
+
+
 def test_a_result_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     source = picture(tmp_path / "a.png")
     blocked = tmp_path / "file"
