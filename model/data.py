@@ -45,7 +45,10 @@ def anatomy_maps(
     maps = []
     for image in images:
         factor = max(1, round(max(image.shape) / (largest / _ENLARGED)))
-        tissue = despeckle(_rounded(_averaged(image, factor))).astype(np.float32)
+        averaged = _rounded(_averaged(image, factor))
+        if min(averaged.shape) < _SMALLEST_MAP / _ENLARGED:
+            continue
+        tissue = despeckle(averaged).astype(np.float32)
         halved = _averaged(tissue, 2)
         coarse = ndimage.zoom(despeckle(_rounded(halved)).astype(np.float32) - halved, 2, order=1)
         tissue = ndimage.median_filter(tissue[: coarse.shape[0], : coarse.shape[1]] + coarse, 3)

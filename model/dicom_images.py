@@ -71,7 +71,7 @@ def read_frames(path: Path, most: int) -> Iterator[Grey]:
     ------
     UnusableImageError
     """
-    with _quiet():
+    with quiet():
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
             area = _area(dataset)
@@ -83,7 +83,7 @@ def read_frames(path: Path, most: int) -> Iterator[Grey]:
                 f"{path}: its header cannot be read; export it anew or remove it"
             ) from error
     for index in indices:
-        with _quiet():
+        with quiet():
             try:
                 pixels = pixel_array(path, index=index)
                 frame = _displayed(dataset, pixels)[area]
@@ -165,7 +165,7 @@ def _displayed(dataset: Dataset, pixels: NDArray[Any]) -> Grey:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep pydicom from showing offending values, which may be a patient's name."""
     logger = logging.getLogger("pydicom")
     level = logger.level

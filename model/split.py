@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
-from model.images import is_dicom
+from model.dicom_images import is_dicom, quiet
 
 HELD_OUT = frozenset({"plus_bone_L14"})
 """Sources that are always tested on: they show how a student fares on organs it never saw."""
@@ -155,12 +154,14 @@ def _dicom_subject(path: Path) -> str:
     if not is_dicom(path):
         return ""
     try:
-        dataset = pydicom.dcmread(
-            path, stop_before_pixels=True, specific_tags=["PatientID", "StudyInstanceUID"]
-        )
-        identity = str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "").strip()
-    except (InvalidDicomError, OSError, ValueError, NotImplementedError):
+        with quiet():
+            dataset = pydicom.dcmread(
+                path, stop_before_pixels=True, specific_tags=["PatientID", "StudyInstanceUID"]
+            )
+            identity = str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "")
+    except Exception:  # noqa: BLE001 pydicom raises what it likes
         return ""  # the reader of its frames reports it
+    identity = identity.strip()
     return f"patient-{hashlib.sha256(identity.encode()).hexdigest()[:16]}" if identity else ""
 
 

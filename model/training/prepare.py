@@ -39,7 +39,7 @@ class Material:
     train, validation : sequence of ndarray, (rows, columns), uint8
         Cropped to the tissue. None of the test subjects.
     files : tuple of Path
-        What the training ones were read from.
+        What the training ones were read from; what was left out is not among them.
     """
 
     train: Sequence[Grey]
@@ -58,14 +58,15 @@ def material(section: DataSection) -> Material:
     if not section.images:
         return Material((), (), ())
     parts = divided(section)
-    train = [frame for _, frame in images.read_all(parts.train, section.frames_per_file)]
+    read = list(images.read_all(parts.train, section.frames_per_file))
+    train = [frame for _, frame in read]
     validation = [frame for _, frame in images.read_all(parts.validation, 1)]
     if not train:
         raise RecipeError(
             f"data.images = {section.images!r}: nothing there to train on; name a folder of B-mode "
             "images or DICOM objects, or leave it empty for procedural maps alone"
         )
-    return Material(train, validation, parts.train)
+    return Material(train, validation, tuple(dict.fromkeys(path for path, _ in read)))
 
 
 def divided(section: DataSection) -> Split:
@@ -138,7 +139,8 @@ def _drawer(section: DataSection, given: Material, progress: Progress) -> pool.D
         if not given.train:
             raise RecipeError("data.images is empty: recipe source 'paper' needs real images")
         return NoisyImages(given.train, section.side).draw
-    despeckle = _smoother(section)
+    smoother = _smoother(section)
+    despeckle = smoother.apply if smoother else data.strong_filter
     task = progress.add_task("anatomy maps", total=len(given.train))
     maps = []
     for image in given.train:
@@ -155,16 +157,16 @@ def _drawer(section: DataSection, given: Material, progress: Progress) -> pool.D
     ).draw
 
 
-def _smoother(section: DataSection) -> data.Despeckle:
+def _smoother(section: DataSection) -> bundles.Bundle | None:
+    """The bundle that makes anatomy of images; none where a plain filter does."""
     if not section.smoothed_by:
-        return data.strong_filter
+        return None
     try:
-        return bundles.load(section.smoothed_by).apply
+        return bundles.load(section.smoothed_by)
     except bundles.BundleError as error:
         raise RecipeError(f"data.smoothed_by: {error}") from error
 
 
 def _smoother_identity(section: DataSection) -> str:
-    if not section.smoothed_by:
-        return "filter"
-    return bundles.load(section.smoothed_by).manifest.device_uid
+    smoother = _smoother(section)
+    return smoother.manifest.device_uid if smoother else "filter"

@@ -8,13 +8,14 @@ from threading import Barrier, get_ident
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
-from model import cli
+from model import cli, data
 from model.simulation.scene import Pair
 from model.training import pool, prepare
 from model.training.pool import STEPS_PER_GREY, Cutting, PatchStream
-from model.training.recipe import load
+from model.training.recipe import DataSection, RecipeError, load
 
 SIDE = 64
 
@@ -145,3 +146,29 @@ def test_a_recipe_without_images_to_draw_from_is_named(tmp_path):
     refused = CliRunner().invoke(cli.app, ["draw", str(recipe)])
     assert refused.exit_code == cli.UNUSABLE
     assert "data.images" in refused.output
+
+
+# --- from a folder of images ------------------------------------------------------------------
+
+
+def test_images_too_small_for_a_map_are_left_out():
+    def despeckle(grey):
+        assert min(grey.shape) >= 50
+        return grey
+
+    shapes = [(1, 1), (8, 8), (1, 800), (99, 300), (100, 300)]
+    assert len(data.anatomy_maps([np.full(s, 90, np.uint8) for s in shapes], despeckle)) == 1
+
+
+def test_files_that_were_left_out_count_as_no_images(tmp_path):
+    Image.fromarray(np.full((120, 120), 90, np.uint8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    given = prepare.material(DataSection(images=str(tmp_path)))
+    assert given.files == (tmp_path / "good.png",)
+    assert len(given.train) == 1
+
+
+def test_a_missing_smoother_names_its_key(tmp_path):
+    section = DataSection(smoothed_by="nothing", cache=str(tmp_path))
+    with pytest.raises(RecipeError, match=r"data\.smoothed_by: bundle 'nothing'"):
+        prepare.drawn(section)

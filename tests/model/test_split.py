@@ -129,6 +129,15 @@ def write_dicom(path: Path, patient: str, study: str) -> Path:
     return path
 
 
+def test_a_malformed_identity_is_told_to_nobody(tmp_path, recwarn):
+    path = tmp_path / "a.dcm"
+    with pytest.warns(UserWarning, match="Sesame"):  # of the writer
+        write_dicom(path, "", "SESAME^Sesame")
+    recwarn.clear()
+    assert subject_of(path, tmp_path).startswith("patient-")
+    assert not recwarn.list
+
+
 def test_a_patient_in_two_folders_is_one_subject_and_stays_unnamed(tmp_path):
     files = [
         write_dicom(tmp_path / source / f"patient{n}.dcm", f"ID{n}", generate_uid())
