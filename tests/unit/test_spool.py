@@ -75,6 +75,16 @@ def test_file_is_forced_to_disk_before_it_is_renamed_and_its_folder_after(spool,
     spool.write([b"x"], "2.25.1/2.25.2.dcm")
     assert steps[0].startswith("derived-")
     assert steps[1:] == ["rename", "2.25.1", "derived"]
+    steps.clear()
+    spool.quarantine(spool.derived / "2.25.1" / "2.25.2.dcm")
+    assert steps == ["rename", "quarantine"]
+
+
+def test_no_file_stays_open(spool):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    spool.take(temporary(spool), "1.2.3")
+    spool.write([b"x"], "2.25.1/2.25.2.dcm")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_derived_file_appears_whole(spool):
