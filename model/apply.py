@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from scipy import ndimage
 
+from model.pictures import write_panel
+
 Grey = NDArray[np.uint8]
 Despeckle = Callable[[Grey], Grey]
 """uint8 (rows, columns) to uint8 of the same shape."""
@@ -35,6 +37,8 @@ CONTAINER_BITS = (8, 10, 12, 14, 16)
 """Depths that a 16-bit file may really hold."""
 STILL_FORMATS_WITH_FRAMES = frozenset({"MPO"})
 """Formats whose further frames are previews of the first."""
+COMPARED = ".compared.png"
+"""How the name of a picture for people ends; it is no image to be despeckled."""
 SOFTWARE, MADE_BY = "Software", "despeckle-model apply"
 """Keyword of a PNG, and its text, by which a result is known again."""
 
@@ -171,6 +175,43 @@ def apply_file(job: Job, despeckle: Despeckle) -> str:
     return note
 
 
+def write_compared(job: Job, output: Path, folder: Path) -> None:
+    """Write before, after and what was removed side by side, of a file that was done.
+
+    Parameters
+    ----------
+    job : Job
+    output : Path
+        Of `plan`; what is written has its place below `folder`, as ``<stem>.compared.png``.
+    folder : Path
+
+    Raises
+    ------
+    ImageError
+        The picture cannot be written.
+    """
+    path = (folder / job.target.relative_to(output)).with_suffix(COMPARED)
+    try:
+        with Image.open(job.source) as before, Image.open(job.target) as after:
+            write_panel(_shown(before), _shown(after), path)
+    except OSError as error:
+        raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _shown(image: Image.Image) -> Grey:
+    """Grey or red, green and blue with 8 bits; alpha is left out."""
+    if not image.mode.startswith("I"):
+        grey = image.mode in ("L", "1", "LA", "La")
+        return np.asarray(image.convert("L" if grey else "RGB"))
+    pixels = np.asarray(image).astype(np.int64)
+    return (pixels >> _bits(pixels) - 8).astype(np.uint8)
+
+
+def _bits(pixels: NDArray[np.int64]) -> int:
+    """Depth that grey levels of a 16-bit file need."""
+    return next(bits for bits in CONTAINER_BITS if pixels.max() < 1 << bits)
+
+
 def _loses_depth(image: ImageFile.ImageFile) -> bool:
     """Whether a picture that is not loaded yet has samples of 16 bits that Pillow makes 8."""
     deep = any(re.search(";16[BLN]", str(tile.args)) for tile in image.tile)  # BGR;16 is 5, 6, 5
@@ -266,7 +307,7 @@ def _sixteen_bit(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Image,
     pixels = np.asarray(image).astype(np.int64)
     if pixels.min() < 0 or pixels.max() >= 1 << CONTAINER_BITS[-1]:
         raise ImageError("has grey levels outside 0 to 65535; store it with 8 or 16 bits")
-    bits = next(bits for bits in CONTAINER_BITS if pixels.max() < 1 << bits)
+    bits = _bits(pixels)
     white = (1 << bits) - 1
     grey = ((pixels * 255 + white // 2) // white).astype(np.uint8)
     change = despeckle(grey).astype(np.int64) - grey
@@ -326,6 +367,7 @@ def _images_below(folder: Path, output: Path) -> Iterator[Path]:
     inside = output.resolve()
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        hidden |= path.name.endswith(COMPARED)
         if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
             below_output = inside in path.resolve().parents and inside != folder.resolve()
             if not below_output:

@@ -284,9 +284,12 @@ def apply(
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="0 changes nothing, 1 removes all it can.")
     ] = 1.0,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for before, after and removed, side by side.")
+    ] = None,
 ) -> None:
     """Write a despeckled PNG of the same name and size for each image."""
-    from model.apply import plan, run
+    from model.apply import ImageError, plan, run, write_compared
     from model.bundle import BundleError, load
 
     try:
@@ -304,7 +307,14 @@ def apply(
             if result.error:
                 failed += 1
                 _report(result.job.source, result.error)
-            elif result.note:
+                continue
+            if pictures is not None:
+                try:
+                    write_compared(result.job, output, pictures)
+                except ImageError as error:
+                    failed += 1
+                    _report(result.job.source, str(error))
+            if result.note:
                 errors.print(
                     f"{result.job.source}: {result.note}",
                     markup=False,

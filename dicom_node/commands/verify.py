@@ -21,11 +21,11 @@ from dicom_node.attributes.transcribe import MALFORMED
 from dicom_node.config import Settings
 from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError
-from dicom_node.pictures import write_panel
 from dicom_node.pipeline import Despeckler
 from dicom_node.service.edge import guarded
 from dicom_node.service.folder import find_files
 from dicom_node.verify import compare, recompute, source_of
+from model.pictures import write_panel
 
 
 def verify(

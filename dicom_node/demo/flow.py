@@ -32,11 +32,11 @@ from dicom_node.config import LogSection, Settings, parse
 from dicom_node.demo.pacs import LOOPBACK, EmbeddedPacs
 from dicom_node.errors import NodeError, Transient
 from dicom_node.ledger import Ledger
-from dicom_node.pictures import write_panel
 from dicom_node.records import Delivery, DeliveryState, Instance, Stage
 from dicom_node.send import send
 from dicom_node.service import log
 from dicom_node.verify import Comparison, compare
+from model.pictures import write_panel
 
 SAMPLES: Final = ("ybr_color", "rgb_color", "palette_color")
 """Names in `pydicom.examples`: a 30-frame JPEG cine, an RGB and a palette image."""

@@ -92,8 +92,15 @@ def test_model_never_imports_the_node(path):
 
 @pytest.mark.parametrize("name", modules("dicom_node"))
 def test_only_despeckle_imports_torch_or_the_model(name):
-    heavy = {each.split(".")[0] for each in imports_of(modules("dicom_node")[name])}
+    """Pictures for people are shared, and need neither."""
+    imported = imports_of(modules("dicom_node")[name])
+    heavy = {each.split(".")[0] for each in imported if not each.startswith("model.pictures")}
     assert name == "despeckle" or not heavy & {"torch", "model"}
+
+
+def test_pictures_import_neither_torch_nor_the_model():
+    imported = {each.split(".")[0] for each in imports_of(modules("model")["pictures"])}
+    assert not imported & {"torch", "model"}
 
 
 @pytest.mark.parametrize("name", sorted(FOUNDATION & set(modules("dicom_node"))))

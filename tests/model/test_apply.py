@@ -395,3 +395,24 @@ def test_command_names_an_unknown_bundle_and_writes_nothing(tmp_path):
     assert result.exit_code == 2
     assert "no-such-bundle" in result.output
     assert not out.exists()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+def test_command_shows_before_after_and_what_was_removed(tmp_path, fake_bundle, mode):
+    folder = tmp_path / "in"
+    source = picture(folder / "a.png", mode if mode != "I;16" else "L")
+    if mode == "I;16":
+        Image.fromarray(ramp().astype(np.uint16) * 257).save(source)
+    command = ["apply", str(folder), "--output", str(folder / "out"), "--pictures", str(folder)]
+    for _ in range(2):
+        result = CliRunner().invoke(cli.app, command)
+        assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in folder.rglob("*.png")) == [
+        "a.compared.png",
+        "a.png",
+        "a.png",
+    ]
+    shown = np.asarray(Image.open(folder / "a.compared.png"))[20:, :, 0].astype(int)
+    before, after = shown[:, :37], shown[:, 45:82]
+    assert np.abs(before - ramp()).max() <= 1
+    assert np.abs(before - after - 10).max() <= 1
