@@ -196,7 +196,7 @@ def echo(config: Config = None) -> None:
     from dicom_node.service import log
 
     _, settings = _settings(config)
-    log.silence_libraries()
+    log.configure(settings.log.model_copy(update={"level": "error", "format": "console"}))
     raise typer.Exit(administer.echo(settings))
 
 

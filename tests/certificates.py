@@ -33,6 +33,36 @@ def identity(folder: Path, name: str, address: str = LOOPBACK) -> Identity:
     return made
 
 
+def expired(folder: Path, name: str) -> Identity:
+    """A certificate whose time is over."""
+    made = identity(folder, name)
+    settings = folder / f"{name}.cnf"
+    settings.write_text(
+        f"[ca]\ndefault_ca = it\n[it]\ndatabase = {folder / name}.index\n"
+        f"serial = {folder / name}.serial\nnew_certs_dir = {folder}\ndefault_md = sha256\npolicy = any\nx509_extensions = more\n"
+        f"[any]\ncommonName = supplied\n[more]\nsubjectAltName = IP:{LOOPBACK}\n"
+    )
+    (folder / f"{name}.index").write_text("")
+    openssl = require_program("openssl")
+    request = str(folder / f"{name}.csr")
+    own = ("-key", str(made.key))
+    subprocess.run(
+        [openssl, "req", "-new", *own, "-subj", f"/CN={name}", "-out", request],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(
+        [
+            *(openssl, "ca", "-config", str(settings), "-selfsign", "-batch", "-rand_serial"),
+            *("-keyfile", str(made.key), "-in", request, "-out", str(made.certificate)),
+            *("-startdate", "20240101000000Z", "-enddate", "20250101000000Z"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return made
+
+
 def trusting(folder: Path, name: str, *trusted: Identity) -> Path:
     """A file of the certificates that somebody trusts."""
     path = folder / f"{name}-trusts.pem"

@@ -114,13 +114,17 @@ def _port(host: str, port: int, key: str) -> Finding:
 
 
 def _certificates(settings: Settings) -> Finding:
-    def loaded() -> None:
+    def loaded() -> str:
         tls.serving(settings.tls)
         tls.calling(settings.tls)
+        return tls.out_of_date(settings.tls)
 
     failed = guarded(loaded)
     if isinstance(failed, NodeError):
         return Finding("error", "tls", failed.message)
+    if failed:
+        text = f"'{settings.tls.certificate}': {failed}; renew it, nobody takes it"
+        return Finding("error", "tls.certificate", text)
     return Finding("ok", "tls", "certificate, key and authorities load")
 
 

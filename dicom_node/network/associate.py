@@ -202,7 +202,9 @@ def _request(
             "contexts-rejected",
             f"{where} accepts none of the proposed SOP classes; enable them there",
         )
-    more = ", and that either side trusts the other's certificate" if peer.tls else ""
+    if encrypted and encrypted[0].failure:
+        raise Transient("tls-failed", f"{where}: {encrypted[0].failure}")
+    more = ", speaks TLS there and trusts this node's certificate" if peer.tls else ""
     raise Transient(
         "peer-unreachable",
         f"{where} cannot be reached or does not answer; check host, port and that it runs{more}",

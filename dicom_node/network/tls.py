@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Final
 
 from dicom_node.config import TlsSection
 from dicom_node.errors import ConfigError
 from dicom_node.service import log
 
 _log = log.get(__name__)
+_DATES: Final = frozenset({9, 10})
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
 
 def serving(section: TlsSection) -> ssl.SSLContext:
@@ -30,7 +35,7 @@ def serving(section: TlsSection) -> ssl.SSLContext:
     return _Renewable.of(section)
 
 
-def calling(section: TlsSection) -> ssl.SSLContext:
+def calling(section: TlsSection) -> CallingContext:
     """For connections to peers, whose certificates have to be valid and bear their host.
 
     Raises
@@ -38,9 +43,90 @@ def calling(section: TlsSection) -> ssl.SSLContext:
     ConfigError
         A file is missing or not what it should be.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = CallingContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = section.check_host_names
-    return _loaded(context, section)
+    _loaded(context, section)
+    return context
+
+
+def out_of_date(section: TlsSection) -> str:
+    """Why the node's own certificate is not valid today; empty where it is.
+
+    The ssl module reads no dates of it: the certificate shakes hands, in memory, with somebody who
+    trusts it and nothing else.
+
+    Raises
+    ------
+    ConfigError
+        A file is missing or not what it should be.
+    """
+    own = _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), section)
+    judge = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    judge.check_hostname = False
+    judge.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    judge.load_verify_locations(section.certificate)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = judge.wrap_bio(back, there)
+    server = own.wrap_bio(there, back, server_side=True)
+    with suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with suppress(ssl.SSLWantReadError):
+        server.do_handshake()
+    try:
+        client.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message if error.verify_code in _DATES else ""
+    except ssl.SSLError:  # that it would not be trusted is for the peers to say
+        return ""
+    return ""
+
+
+class _TellingSocket(ssl.SSLSocket):
+    """Keeps in its context why TLS failed; pynetdicom says no more than that it did."""
+
+    context: CallingContext
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Shake hands, with the peer's certificate as a rule."""
+        with self._telling():
+            super().do_handshake(block)
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - the name of the base
+        """Read; in TLS 1.3 the peer's verdict on our certificate comes with the first data."""
+        with self._telling():
+            return super().read(len, buffer)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except ssl.SSLError as error:
+            self.context.failure = self.context.failure or _cause(error)
+            raise
+
+
+class CallingContext(ssl.SSLContext):
+    """For the connections to one peer; see `calling`."""
+
+    sslsocket_class = _TellingSocket
+    failure: str = ""
+    """Why TLS failed, with the remedy; empty where it has not."""
+
+
+def _cause(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not accepted here ({error.verify_message}); renew it, or correct "
+            "tls.authorities, the peer's host or tls.check_host_names"
+        )
+    if "ALERT" in (error.reason or ""):
+        return (
+            f"it does not accept this node's certificate ({error.reason}); renew tls.certificate, "
+            "or have it trusted there"
+        )
+    return (
+        f"no handshake ({_reason(error)}); check that the peer speaks TLS at this port, and its log"
+    )
 
 
 class _Renewable(ssl.SSLContext):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from pydicom import dcmread
 from structlog.testing import capture_logs
 
+from dicom_node.commands.administer import check
 from dicom_node.config import TlsSection
 from dicom_node.errors import ConfigError, Transient
 from dicom_node.ledger import Ledger
@@ -21,7 +23,7 @@ from dicom_node.network.associate import echo
 from dicom_node.receive import Receiver
 from dicom_node.send import send
 from dicom_node.spool import Spool
-from tests.certificates import identity, tls_section, trusting
+from tests.certificates import expired, identity, tls_section, trusting
 from tests.deliveries import PEER, delivery_of, example, series_of, settings_for
 from tests.peers import LOOPBACK, free_port, listens, orthanc, require_program, storescp, wait_until
 from tests.receiving import receive_settings, small_object, write_object
@@ -219,7 +221,7 @@ def test_orthanc_takes_a_cine_over_tls_and_answers_a_query(tmp_path, people):
 def test_a_peer_whose_certificate_is_not_trusted_is_not_sent_to(tmp_path, people):
     options = ("+tls", str(people["peer"].key), str(people["peer"].certificate))
     with storescp(tmp_path / "pacs", *options, "+cf", str(people["node"].certificate)) as pacs:
-        with pytest.raises(Transient, match="trusts the other's certificate"):
+        with pytest.raises(Transient, match=r"tls-failed.*self-signed.*tls\.authorities"):
             echo(outgoing(people, pacs.port, trusted="stranger"), PEER)
         echo(outgoing(people, pacs.port), PEER)
 
@@ -229,9 +231,43 @@ def test_a_certificate_of_another_host_is_taken_only_where_names_are_not_checked
     others = people | {"peer": elsewhere}
     options = ("+tls", str(elsewhere.key), str(elsewhere.certificate))
     with storescp(tmp_path / "pacs", *options, "+cf", str(people["node"].certificate)) as pacs:
-        with pytest.raises(Transient):
+        with pytest.raises(Transient, match=r"tls-failed.*mismatch.*tls\.check_host_names"):
             echo(outgoing(others, pacs.port), PEER)
         echo(outgoing(others, pacs.port, check_host_names=False), PEER)
+
+
+def test_an_expired_certificate_of_a_peer_is_named(tmp_path, people):
+    old = expired(people["folder"], "old-peer")
+    options = ("+tls", str(old.key), str(old.certificate))
+    trusted = ("+cf", str(people["node"].certificate))
+    said = pytest.raises(Transient, match=r"tls-failed.*certificate has expired.*renew it")
+    with storescp(tmp_path / "pacs", *options, *trusted) as pacs, said:
+        echo(outgoing(people | {"peer": old}, pacs.port), PEER)
+
+
+def test_a_peer_that_does_not_take_our_certificate_is_named(tmp_path, people):
+    options = ("+tls", str(people["peer"].key), str(people["peer"].certificate))
+    trusted = ("+cf", str(people["stranger"].certificate))
+    said = pytest.raises(Transient, match=r"tls-failed.*does not accept this node's certificate")
+    with storescp(tmp_path / "pacs", *options, *trusted) as pacs, said:
+        echo(outgoing(people, pacs.port), PEER)
+
+
+def test_a_peer_without_tls_is_named(tmp_path, people):
+    with storescp(tmp_path / "pacs") as pacs, pytest.raises(Transient, match="speaks TLS"):
+        echo(outgoing(people, pacs.port), PEER)
+
+
+def test_check_config_names_a_certificate_whose_time_is_over(tmp_path, people, capsys):
+    old = expired(people["folder"], "old-node")
+    for who, verdict in (
+        (old, "error tls.certificate: .* certificate has expired"),
+        (people["node"], "ok tls: "),
+    ):
+        section = tls_section(who, people["peer"].certificate)
+        settings = receive_settings(tmp_path, tls=section, tls_port=free_port())
+        check(settings, None)
+        assert re.search(verdict, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("key", ["certificate", "key", "authorities"])
