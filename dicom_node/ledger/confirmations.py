@@ -27,7 +27,10 @@ from dicom_node.network.status import Verdict, describe, verdict
 from dicom_node.records import Delivery, DeliveryState
 
 _FIRST_PAUSE: Final = timedelta(seconds=5)
-_LONGEST_PAUSE: Final = timedelta(minutes=10)
+_LONGEST_PAUSE: Final = timedelta(hours=6)
+"""An archive that renames what it takes holds another copy after each repetition."""
+_DOUBLINGS: Final = 13
+"""Enough for the longest pause."""
 
 
 class ConfirmationLedger(DeliveryLedger):
@@ -131,7 +134,10 @@ class ConfirmationLedger(DeliveryLedger):
     def _commit_failed(
         self, connection: sa.Connection, row: Row, reason: int, now: datetime, actor: str
     ) -> None:
-        message = f"{row.destination} did not commit to the object: {describe(reason)}"
+        message = (
+            f"{row.destination} did not commit to the object: {describe(reason)}; see that it "
+            'keeps what it takes, under the UID that it came with, or set confirm = "none"'
+        )
         since = row.failing_since or now
         final = verdict(reason) is Verdict.PARK or now - since > self._give_up
         outcome = Outcome.SERIOUS_FAILURE if final else Outcome.MINOR_FAILURE
@@ -142,7 +148,7 @@ class ConfirmationLedger(DeliveryLedger):
             self._park_row(connection, row, error, now, failed_state=DeliveryState.PENDING)
             self._note(connection, EventName.INSTANCE_PARKED, row, detail=error.code, **said)
             return
-        pause = min(_FIRST_PAUSE * 2 ** min(row.attempts, 10), _LONGEST_PAUSE)
+        pause = min(_FIRST_PAUSE * 2 ** min(row.attempts, _DOUBLINGS), _LONGEST_PAUSE)
         self._set_state(
             connection,
             row,

@@ -144,7 +144,8 @@ def lost(name: str) -> Transient:
     """The association ended before the peer answered."""
     return Transient(
         ASSOCIATION_LOST,
-        f"peer {name!r} aborted, closed or did not answer in time; see its log for the cause",
+        f"peer {name!r} aborted, closed or did not answer within receive.dimse_timeout_seconds; "
+        "see its log for the cause",
     )
 
 

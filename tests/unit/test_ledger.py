@@ -12,7 +12,7 @@ import structlog
 from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.errors import ConfigError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
-from dicom_node.ledger.schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS
+from dicom_node.ledger.schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS, deliveries
 from dicom_node.records import (
     DERIVED_FILE_UNREADABLE,
     SOURCE_DAMAGED,
@@ -487,6 +487,24 @@ def test_object_that_the_archive_lost_is_sent_again_after_a_pause(ledger):
     (again,) = ledger.claim_send("w", much_later())
     assert (again.sop_instance_uid, again.state) == ("2.25.1.2.3", DeliveryState.PENDING)
     assert again.failing_since is not None
+
+
+def test_archive_that_renames_what_it_takes_gets_few_copies(ledger):
+    committing(ledger, "1.2.3")
+    hours, copies = 0.0, 1
+    while hours < 72:
+        asked = datetime.now(UTC)
+        ledger.commit_report(f"2.25.{8 + copies}", [], {"2.25.1.2.3": 0x0112})
+        with ledger._database.read() as connection:
+            due = connection.scalar(sa.select(deliveries.c.due_at))
+        hours += (due - asked).total_seconds() / 3600
+        send(ledger, now=due)
+        copies += 1
+        (again,) = ledger.claim_commit("w", soon())
+        ledger.start_commit([again.id], "w", f"2.25.{8 + copies}", much_later())
+    assert copies < 24
+    with ledger._database.read() as connection:
+        assert "under the UID that it came with" in connection.scalar(sa.select(deliveries.c.error))
 
 
 def test_object_that_the_archive_will_never_commit_to_is_parked_with_the_reason(ledger):
