@@ -278,9 +278,7 @@ def audit(ledger: Ledger, uid: str | None, *, as_json: bool) -> int:
     """
     rows: list[_Row] = []
     found = 0
-    for line in _trail(ledger):
-        if uid is not None and uid not in _uids(line):
-            continue
+    for line in _trail(ledger, uid):
         found += 1
         if as_json:
             typed = {"code": line.code.value, "meaning": line.code.meaning, **asdict(line)}
@@ -299,10 +297,10 @@ def audit(ledger: Ledger, uid: str | None, *, as_json: bool) -> int:
     return int(uid is not None and not found)
 
 
-def _trail(ledger: Ledger) -> Iterator[Event]:
-    """Every line of the audit trail, a page at a time."""
+def _trail(ledger: Ledger, uid: str | None) -> Iterator[Event]:
+    """The lines of the audit trail that name a UID, or all of them, a page at a time."""
     number = 0
-    while page := ledger.events(after=number):
+    while page := ledger.events(after=number, uid=uid):
         for number, line in page:  # noqa: B007 - the last number begins the next page
             yield line
 

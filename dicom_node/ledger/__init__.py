@@ -34,6 +34,7 @@ from dicom_node.records import (
 __all__ = ["LeaseLost", "Ledger"]
 
 _ENDED = (Stage.DONE, Stage.SKIPPED)
+_WAITING = (Stage.DERIVE, Stage.SEND, Stage.COMMIT, Stage.AUDIT)
 _IDS_AT_ONCE = 500
 """In one statement; SQLite takes 32,766 values."""
 
@@ -100,7 +101,7 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
             ).all()
             oldest = connection.scalar(
                 sa.select(instances.c.received_at)
-                .where(instances.c.stage.not_in([*_ENDED, Stage.PARKED]))
+                .where(instances.c.stage.in_(_WAITING))
                 .order_by(instances.c.received_at)
                 .limit(1)
             )
@@ -257,9 +258,25 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
         with self._database.write() as connection:
             connection.execute(sa.insert(events).values(**event_row(event)))
 
-    def events(self, after: int = 0, limit: int = 1000) -> list[tuple[int, Event]]:
-        """Lines of the audit trail with their numbers, from the one after number `after`."""
+    def events(
+        self, after: int = 0, limit: int = 1000, uid: str | None = None
+    ) -> list[tuple[int, Event]]:
+        """Lines of the audit trail with their numbers, from the one after number `after`.
+
+        Parameters
+        ----------
+        uid : str, optional
+            Of a study, a series, a source or a derived object that the lines have to name.
+        """
+        named = (
+            events.c.study_instance_uid,
+            events.c.series_instance_uid,
+            events.c.sop_instance_uid,
+            events.c.derived_instance_uid,
+        )
         query = sa.select(events).where(events.c.id > after).order_by(events.c.id).limit(limit)
+        if uid is not None:
+            query = query.where(sa.or_(*(column == uid for column in named)))
         with self._database.read() as connection:
             return [(row.id, event_of(row)) for row in connection.execute(query)]
 

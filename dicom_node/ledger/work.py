@@ -245,9 +245,10 @@ class WorkLedger:
         moment = sa.literal(now, UtcTime)
         with self._database.write() as connection:
             for table in (instances, deliveries):
+                # By the index of owners: "is not null" would look at all that has ever ended.
                 freed += connection.execute(
                     sa.update(table)
-                    .where(table.c.lease_until < now)
+                    .where(table.c.lease_owner > "", table.c.lease_until < now)
                     .values(
                         lease_owner=None,
                         lease_until=None,

@@ -732,6 +732,42 @@ def test_files_of_more_instances_than_a_statement_takes_are_forgotten(ledger):
     assert ledger.known_files() == set()
 
 
+def test_what_runs_all_the_time_looks_at_no_row_that_has_ended(tmp_path):
+    statements = []
+    with Ledger(empty_ledger_url("sqlite", tmp_path)) as ledger:
+        complete(ledger)
+        sa.event.listen(
+            ledger._database._engine,
+            "before_cursor_execute",
+            lambda *said: statements.append((said[2], said[3])),
+        )
+        now = soon()
+        ledger.claim_derive("w", now)
+        ledger.claim_audit("w", now)
+        ledger.claim_send("w", now, "pacs")
+        ledger.claim_commit("w", now, "pacs")
+        ledger.heartbeat("w", now)
+        ledger.release("w")
+        ledger.reclaim_expired(now)
+        ledger.series_arrivals(now)
+        with ledger._database.read() as connection:
+            for text, values in [one for one in statements if "BEGIN" not in one[0]]:
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).all()
+                assert not [line for *_, line in plan if "SCAN" in line], text
+
+
+def test_lines_of_the_audit_trail_are_found_by_any_uid(ledger):
+    complete(ledger)
+    ledger.record_arrival(arrival("9.9.9", series="9.9"))
+    for uid in ("1.2", "1.2.3", "2.25.1.2.3"):
+        found = [line for _, line in ledger.events(uid=uid)]
+        assert found
+        assert "9.9.9" not in {line.sop_instance_uid for line in found}
+    last = len(names(ledger))
+    assert [number for number, _ in ledger.events(uid="9.9")] == [last]
+    assert ledger.events(uid="1.1", after=last - 1)[0][0] == last
+
+
 def test_audit_trail_keeps_what_was_written(ledger):
     line = event(EventName.SERIES_RELEASED, series_instance_uid="1.2", detail="quiet")
     ledger.append_event(line)
