@@ -45,6 +45,15 @@ def reclaim_expired_leases(ledger: Ledger) -> None:
         _log.warning("leases-reclaimed", count=count)
 
 
+def follow_clock(settings: Settings, ledger: Ledger) -> None:
+    """Let what was postponed by a clock that was wrong, as at boot, go on once it is set back."""
+    waits = [peer.commitment_wait_seconds for peer in settings.destinations.values()]
+    longest = max(settings.retry.longest_seconds, settings.retry.lease_seconds, *waits)
+    count = ledger.pull_in(datetime.now(UTC), timedelta(seconds=longest))
+    if count:
+        _log.warning("clock-was-set-back", count=count)
+
+
 def purge_files(settings: Settings, ledger: Ledger, spool: Spool) -> None:
     """Remove the files of instances that ended long enough ago; their rows stay."""
     before = datetime.now(UTC) - timedelta(hours=settings.spool.keep_hours)
@@ -79,6 +88,7 @@ def sweeps(
     return {
         "completeness": (completeness, partial(release_complete_series, settings, ledger)),
         "leases": (settings.retry.lease_seconds / 3, partial(reclaim_expired_leases, ledger)),
+        "clock": (settings.retry.lease_seconds / 3, partial(follow_clock, settings, ledger)),
         "purge": (60.0, partial(purge_files, settings, ledger, spool)),
         "orphans": (600.0, partial(sweep_orphans, ledger, spool)),
     }

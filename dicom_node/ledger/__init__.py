@@ -20,7 +20,17 @@ import sqlalchemy as sa
 from dicom_node.audit import Event
 from dicom_node.ledger.arrivals import NEVER_DERIVED, ArrivalLedger, event_of, event_row
 from dicom_node.ledger.confirmations import ConfirmationLedger
-from dicom_node.ledger.schema import Database, Row, deliveries, events, instances, open_series
+from dicom_node.ledger.deliveries import COMMITMENT_FAILED
+from dicom_node.ledger.schema import (
+    Database,
+    Row,
+    UtcTime,
+    deliveries,
+    events,
+    instances,
+    open_series,
+    series,
+)
 from dicom_node.ledger.work import LeaseLost, WorkLedger, instance_of
 from dicom_node.records import (
     DERIVED_FILE_UNREADABLE,
@@ -34,6 +44,7 @@ from dicom_node.records import (
 __all__ = ["LeaseLost", "Ledger"]
 
 _ENDED = (Stage.DONE, Stage.SKIPPED)
+_ON_THEIR_WAY = (DeliveryState.PENDING, DeliveryState.SENDING, DeliveryState.SENT)
 _WAITING = (Stage.DERIVE, Stage.SEND, Stage.COMMIT, Stage.AUDIT)
 _IDS_AT_ONCE = 500
 """In one statement; SQLite takes 32,766 values."""
@@ -203,6 +214,39 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
             for row in held:
                 self._move(connection, row, Stage.DERIVE, ended_at=None)
         return len(held), len(ended) - len(held)
+
+    def pull_in(self, now: datetime, longest: timedelta) -> int:
+        """After a clock was set back: wait for no time that is out of reach; return how much did.
+
+        Parameters
+        ----------
+        now : datetime
+            Aware, UTC.
+        longest : timedelta
+            Nothing is postponed for longer, but for what an archive did not keep.
+        """
+        limit = sa.literal(now + longest, UtcTime)
+        soonest, lease_end = sa.literal(now, UtcTime), sa.literal(now + self._lease, UtcTime)
+        kept = sa.func.coalesce(deliveries.c.error_code, "") != COMMITMENT_FAILED
+        late = (
+            sa.update(instances)
+            .where(instances.c.stage.in_(_WAITING), instances.c.due_at > limit)
+            .values(due_at=soonest),
+            sa.update(deliveries)
+            .where(deliveries.c.state.in_(_ON_THEIR_WAY), deliveries.c.due_at > limit, kept)
+            .values(due_at=soonest),
+            sa.update(series)
+            .where(series.c.released_at.is_(None), series.c.last_arrival > limit)
+            .values(first_arrival=soonest, last_arrival=soonest),
+            *(
+                sa.update(table)
+                .where(table.c.lease_owner > "", table.c.lease_until > limit)
+                .values(lease_until=lease_end)
+                for table in (instances, deliveries)
+            ),
+        )
+        with self._database.write() as connection:
+            return sum(connection.execute(statement).rowcount for statement in late)
 
     def expired(self, before: datetime) -> list[Instance]:
         """Instances that ended before a time and whose files the spool still holds.

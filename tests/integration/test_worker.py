@@ -68,7 +68,13 @@ def spool(settings) -> Spool:
 _numbers = itertools.count(1)
 
 
-def arrive(ledger: Ledger, spool: Spool, calling_ae: str = "US1", **options) -> str:
+def arrive(
+    ledger: Ledger,
+    spool: Spool,
+    calling_ae: str = "US1",
+    clock_ahead: timedelta = timedelta(),
+    **options,
+) -> str:
     """Record one object as the receiver would; return its SOP Instance UID."""
     number = next(_numbers)
     temporary = write_us_instance(spool.incoming / f"{number}", instance=number, **options)
@@ -90,7 +96,7 @@ def arrive(ledger: Ledger, spool: Spool, calling_ae: str = "US1", **options) -> 
             hashlib.sha256(content).hexdigest(),
             "association",
             calling_ae,
-            datetime.now(UTC),
+            datetime.now(UTC) + clock_ahead,
         )
     )
     ledger.close_association("association")
@@ -122,6 +128,15 @@ def test_instance_goes_all_the_way(settings, ledger, spool, pacs):
     assert names.index(EventName.INSTANCE_DERIVED) < names.index(EventName.INSTANCE_SENT)
     for name in (EventName.INSTANCE_DERIVED, EventName.INSTANCE_CONFIRMED):
         assert names.count(name) == 1
+
+
+def test_instance_that_came_before_the_clock_was_set_back_goes_all_the_way(
+    settings, ledger, spool, pacs
+):
+    uid = arrive(ledger, spool, clock_ahead=timedelta(hours=2))
+    with working(settings, ledger, spool):
+        wait_stage(ledger, uid, Stage.DONE)
+    assert len(pacs.held) == 1
 
 
 def test_bundle_is_the_one_for_the_sender(tmp_path, ledger, spool):

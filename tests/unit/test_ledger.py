@@ -364,6 +364,40 @@ def test_object_that_kills_its_workers_is_parked(ledger):
     assert ledger.claim_derive("w", much_later()) is not None
 
 
+HOUR = timedelta(hours=1)
+
+
+def test_what_came_before_the_clock_was_set_back_does_not_wait_for_its_time(ledger):
+    now = soon()
+    ledger.record_arrival(arrival("1.2.3", received_at=now + HOUR))
+    assert ledger.claim_derive("w", now) is None
+    assert ledger.pull_in(now, HOUR / 2) == 2  # the instance and its series
+    assert ledger.claim_derive("w", now)
+    (series,) = ledger.series_arrivals(now)
+    assert series.last_arrival == series.first_arrival == now
+
+
+def test_work_of_a_worker_that_died_before_the_clock_was_set_back_is_reclaimed(ledger):
+    now = soon()
+    ledger.record_arrival(arrival("1.2.3"))
+    ledger.claim_derive("dead", now + HOUR)
+    assert ledger.reclaim_expired(now + timedelta(seconds=61)) == 0
+    assert ledger.pull_in(now, HOUR / 2) == 1
+    assert ledger.reclaim_expired(now + timedelta(seconds=61)) == 1
+
+
+def test_what_was_postponed_as_it_should_be_waits_though_the_clock_is_looked_at(ledger):
+    committing(ledger, "1.2.3")
+    for number in range(9, 20):
+        ledger.commit_report(f"2.25.{number}", [], {"2.25.1.2.3": 0x0112})
+        send(ledger, now=much_later())
+        (again,) = ledger.claim_commit("w", soon())
+        ledger.start_commit([again.id], "w", f"2.25.{number + 1}", soon() + HOUR / 4)
+    assert ledger.pull_in(datetime.now(UTC), HOUR / 2) == 0
+    ledger.commit_report("2.25.20", [], {"2.25.1.2.3": 0x0112})
+    assert ledger.pull_in(datetime.now(UTC), HOUR / 2) == 0
+
+
 def test_failed_work_waits_until_it_is_due_and_remembers_since_when_it_fails(ledger):
     ledger.record_arrival(arrival())
     now = soon()
@@ -750,6 +784,7 @@ def test_what_runs_all_the_time_looks_at_no_row_that_has_ended(tmp_path):
         ledger.release("w")
         ledger.reclaim_expired(now)
         ledger.series_arrivals(now)
+        ledger.pull_in(now, HOUR)
         with ledger._database.read() as connection:
             for text, values in [one for one in statements if "BEGIN" not in one[0]]:
                 plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).all()
