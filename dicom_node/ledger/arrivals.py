@@ -69,7 +69,7 @@ class ArrivalLedger:
             outcomes = [self._record(connection, arrival, skip) for arrival, skip in batch]
         for (arrival, skip), (taken, remark) in zip(batch, outcomes, strict=True):
             _log.info(
-                "receive-recorded" if taken else "receive.duplicate",
+                "receive-recorded" if taken else "receive-duplicate",
                 sop_instance_uid=arrival.identity.sop_instance_uid,
                 series_instance_uid=arrival.identity.series_instance_uid,
                 calling_ae=arrival.calling_ae,

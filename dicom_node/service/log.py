@@ -1,6 +1,6 @@
 """Structured logs on standard error: one event name a line with fields, never a patient.
 
-What others log (pydicom, pynetdicom, APScheduler) and what they warn of can hold values of the
+What others log (pydicom, pynetdicom, SQLAlchemy) and what they warn of can hold values of the
 data set, so nothing of it is passed on but the name of the library and of the warning's class
 (PS3.15 annex E calls such values identifying information).
 """
@@ -107,8 +107,18 @@ def silence_libraries() -> None:
         logger.handlers = [logging.NullHandler()]
         logger.propagate = False
         logger.setLevel(logging.CRITICAL + 1)
+    if not any(isinstance(handler, _Foreign) for handler in logging.root.handlers):
+        logging.root.addHandler(_Foreign(logging.WARNING))
     warnings.showwarning = _warned
     warnings.simplefilter("default")
+
+
+class _Foreign(logging.Handler):
+    """Names any other library that logs; without a handler its words went to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a library's line without its text."""
+        get(__name__).debug("library-logged", library=record.name, severity=record.levelname)
 
 
 def _warned(  # noqa: PLR0917 - the signature of warnings.showwarning

@@ -23,8 +23,10 @@ MARK = "Zyxwv^Marked"
 def restored():
     """Leave the process's logging as it was."""
     hooks = threading.excepthook, warnings.showwarning
+    handlers = list(logging.root.handlers)
     with warnings.catch_warnings():
         yield
+    logging.root.handlers = handlers
     threading.excepthook, warnings.showwarning = hooks
     structlog.reset_defaults()
 
@@ -107,6 +109,16 @@ def test_libraries_words_and_warnings_are_not_passed_on(capsys):
     written = capsys.readouterr().err
     assert "Zyxwv" not in written
     assert "library-warning" in written
+
+
+def test_library_that_nobody_thought_of_writes_no_text_of_its_own(capsys, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    log.configure(LogSection(level="debug"), "work")
+    failure = ValueError(MARK)
+    logging.getLogger("sqlalchemy.pool").error("closing %s", MARK, exc_info=failure)
+    (line,) = lines(capsys)
+    assert (line["event"], line["library"]) == ("library-logged", "sqlalchemy.pool")
+    assert "Zyxwv" not in json.dumps(line)
 
 
 def test_thread_that_dies_is_named_without_the_exceptions_text(capsys):
