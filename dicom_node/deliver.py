@@ -202,6 +202,10 @@ class Deliverer:
             self._not_yet(deliveries, owner, wait)
         else:
             self._apply(deliveries, result, result.report)
+            named = result.report.confirmed | result.report.failed.keys()
+            left_out = [one for one in deliveries if one.sop_instance_uid not in named]
+            if left_out:
+                self._not_yet(left_out, owner, wait)
         return True
 
     def _not_yet(self, deliveries: Sequence[Delivery], owner: str, wait: timedelta) -> None:
@@ -211,7 +215,7 @@ class Deliverer:
         ports = " or ".join(str(port) for port in node.receive.ports)
         error = Transient(
             "commitment-unanswered",
-            f"peer {self._name!r} took the request but sent no report; see that it can reach "
+            f"peer {self._name!r} took the request but sent no report of it; see that it can reach "
             f"{node.node.ae_title} at port {ports} and is allowed to report there",
         )
         now = datetime.now(UTC)

@@ -13,7 +13,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import UltrasoundImageStorage
 
-from dicom_node import schedule, worker
+from dicom_node import commit, schedule, worker
 from dicom_node.audit import EventName
 from dicom_node.config import Settings, parse
 from dicom_node.deliver import Deliverer
@@ -381,6 +381,20 @@ def test_pacs_that_never_reports_is_asked_by_query_in_the_end(tmp_path, ledger, 
         uid = arrive(ledger, spool)
         with working(settings, ledger, spool):
             wait_stage(ledger, uid, Stage.DONE)
+    details = [e.detail for _, e in ledger.events() if e.name == EventName.INSTANCE_CONFIRMED]
+    assert details == ["query"]
+
+
+def test_instance_that_every_report_leaves_out_is_asked_for_by_query_in_the_end(
+    tmp_path, ledger, spool, pacs, monkeypatch
+):
+    monkeypatch.setattr(
+        commit, "request", lambda *asked: commit.Report(asked[3], frozenset({"1.2.3"}))
+    )
+    settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        wait_stage(ledger, uid, Stage.DONE)
     details = [e.detail for _, e in ledger.events() if e.name == EventName.INSTANCE_CONFIRMED]
     assert details == ["query"]
 
