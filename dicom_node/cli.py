@@ -7,6 +7,7 @@ Only the command that needs it imports torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG: Final = Path("/etc/dicom-node/node.toml")
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78
+_OF_THE_PATH: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+)
+"""Why a folder cannot be made as long as the configuration is what it is; a disk may come back."""
 
 app = typer.Typer(
     name="dicom-node",
@@ -314,6 +319,11 @@ def _make_state_directory(settings: Settings) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno not in _OF_THE_PATH:
+            raise Transient(
+                "spool-unusable",
+                f"node.state_directory = '{folder}': {error.strerror}; check its disk",
+            ) from error
         is_file = isinstance(error, FileExistsError | NotADirectoryError)
         reason = "is no folder, or lies below a file" if is_file else error.strerror
         raise ConfigError(

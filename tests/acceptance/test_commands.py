@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
+from dicom_node import cli
 from dicom_node.audit import EventName, event
+from dicom_node.config import load
 from dicom_node.demo.pacs import EmbeddedPacs
-from dicom_node.errors import Permanent, Refused
+from dicom_node.errors import ConfigError, Permanent, Refused, Transient
 from dicom_node.ledger import Ledger
 from tests.builders import write_us_instance
 from tests.ledgers import soon
@@ -269,6 +272,25 @@ def test_state_directory_that_is_a_file_is_named_with_its_key(tmp_path):
     assert checked.returncode == 1
     assert f"error node.state_directory: '{tmp_path}/state'" in checked.stdout
     assert "is no folder" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ESTALE, Transient),
+        (errno.EIO, Transient),
+        (errno.EROFS, Transient),
+        (errno.EACCES, ConfigError),
+    ],
+)
+def test_disk_that_is_away_at_boot_ends_no_service_for_good(tmp_path, monkeypatch, number, kind):
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    settings = load(config(tmp_path))
+    monkeypatch.setattr(Path, "mkdir", failing)
+    with pytest.raises(kind, match=r"node\.state_directory"):
+        cli._make_state_directory(settings)
 
 
 @pytest.mark.slow
