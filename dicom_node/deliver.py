@@ -47,6 +47,7 @@ class Deliverer:
         self._name = destination
         self._log = _log.bind(destination=destination)
         self._wait_here = commit.SAME_ASSOCIATION_WAIT_SECONDS
+        self._last_error: NodeError | None = None
 
     def step(self, owner: str, stopping: Callable[[], bool]) -> bool:
         """Send a group of deliveries and have another confirmed; whether there was one."""
@@ -143,9 +144,11 @@ class Deliverer:
                     self._ledger.resend_delivery(delivery.id, owner, error, now + pause)
                 else:
                     self._ledger.retry_delivery(delivery.id, owner, error, now + pause)
-                self._log.warning(
-                    "delivery-postponed", seconds=round(pause.total_seconds(), 1), **facts
-                )
+                # A PACS that is down is a line for each series and attempt, not for each instance.
+                said_already = error is self._last_error
+                tell = self._log.debug if said_already else self._log.warning
+                tell("delivery-postponed", seconds=round(pause.total_seconds(), 1), **facts)
+                self._last_error = error
             else:
                 self._park(delivery, owner, error)
         except LeaseLost:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.uid import UltrasoundImageStorage
+from structlog.testing import capture_logs
 
 from dicom_node import commit, schedule, worker
 from dicom_node.audit import EventName
@@ -348,6 +349,20 @@ def test_interrupted_delivery_stays_in_doubt_while_the_pacs_is_down(tmp_path, le
     Deliverer(settings, ledger, spool, "pacs").step("next", lambda: False)
     (again,) = ledger.claim_send("last", much_later())
     assert again.state is DeliveryState.SENDING
+
+
+def test_pacs_that_is_down_is_one_line_for_a_series(tmp_path, ledger, spool):
+    settings = settings_with(tmp_path, free_port())
+    rows = [arrive(ledger, spool) for _ in range(3)]
+    with working(settings, ledger, spool):
+        for uid in rows:
+            held = wait_stage(ledger, uid, Stage.SEND)
+    ledger.release_series(held.identity.series_instance_uid, "quiet", datetime.now(UTC))
+    time.sleep(0.3)  # whatever the worker has failed at is due again
+    with capture_logs() as lines:
+        Deliverer(settings, ledger, spool, "pacs").step("next", lambda: False)
+    told = [one["log_level"] for one in lines if one["event"] == "delivery-postponed"]
+    assert told == ["warning", "debug", "debug"]
 
 
 def test_where_disk_is_scarce_nothing_is_derived_ahead_of_a_pacs_that_is_down(
