@@ -16,6 +16,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from dicom_node.attributes.transcribe import MALFORMED
 from dicom_node.config import RegionsSection
@@ -31,6 +32,15 @@ PIXEL_POLICY: Final = "regions-3"
 """Part of the derived identity: a new name wherever other pixels would be allowed to change."""
 _STRONG: Final = 3
 """A pixel this many times past the grey tolerance is colour drawn on purpose, with soft edges."""
+_MODES: Final = 3
+"""Index of the value of (0008,0008) *Image Type* that tells what modes an image shows."""
+_NOT_TISSUE: Final = 0x0002 | 0x0004 | 0x0008 | 0x0020 | 0x0040 | 0x0200
+"""PS3.3 C.8.5.6.1.1: M-mode, CW and PW Doppler, colour M-mode, 3-D rendering, tissue
+characterisation."""
+_COMPARABLE: Final = 0.2
+"""Where an area is estimated, views down to this share of the largest one are tissue like it."""
+_BELOW_ZERO: Final = 1 << 31
+"""A coordinate from here on is a negative one that was stored in an unsigned attribute."""
 
 
 _KINDS: Final = ("RegionSpatialFormat", "RegionDataType")
@@ -110,8 +120,9 @@ class TissueMap:
 def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
     """(0018,6011) *Sequence of Ultrasound Regions*, clipped; items without an area are left out.
 
-    Bounds in the data set are inclusive, from zero. Items whose bounds are incomplete, inverted or
-    wholly outside the image hold no pixel and are dropped. An item that does not say what it
+    Bounds in the data set are inclusive, from zero; a region may begin above or to the left of the
+    image. Items whose bounds are incomplete, inverted or wholly outside it hold no pixel and are
+    dropped. An item that does not say what it
     holds is of no kind (0): its pixels are not known to be tissue.
     """
     regions = []
@@ -124,7 +135,7 @@ def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
         if len(bounds) < len(_BOUNDS):
             continue
         left, top, right, bottom = bounds
-        left, top = max(left, 0), max(top, 0)
+        left, top = (0 if least >= _BELOW_ZERO else max(least, 0) for least in (left, top))
         right, bottom = min(right, columns - 1), min(bottom, rows - 1)
         if left < right and top < bottom:
             spatial, kind = (_number(item, key) or 0 for key in _KINDS)
@@ -165,7 +176,7 @@ def tissue_map(
     if not stated:
         source = "none" if policy.without_regions == "skip" else "estimated"
     shape = (geometry.rows, geometry.columns)
-    area = np.full(shape, source == "estimated")
+    area = np.full(shape, source == "estimated" and not _shows_other_modes(dataset))
     for region in stated:
         if region.is_tissue:
             area[region.rows, region.columns] = True
@@ -189,10 +200,9 @@ def tissue_map(
     drawn_on = np.abs(luminances[0].astype(np.int16) - level) <= tolerance
     drawings = insonation.lettering(luminances[0]) | insonation.ruled(luminances[0])
     textured = area & ~background & ~coloured & ~drawn_on & ~drawings
+    found = insonation.views(textured)
     if source == "estimated":
-        found = _unambiguous(insonation.views(textured))
-    else:
-        found = insonation.views(textured, insonation.COMPARABLE_IN_REGION)
+        found = _unambiguous(found)
     if not found:
         return TissueMap(np.zeros(shape, bool), source, curve)
     views = np.logical_or.reduce(found) & area
@@ -310,8 +320,22 @@ def _positive(image: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]
     return ~image if geometry.inverted else image
 
 
+def _shows_other_modes(dataset: Dataset) -> bool:
+    """Whether the object says that it shows a sweep, a rendering or a map, but not where.
+
+    Such areas have texture, too: without stated regions nothing tells them from tissue.
+    """
+    try:
+        values = dataset.get("ImageType")
+        modes = values[_MODES] if isinstance(values, MultiValue) else "0"
+        return bool(int(modes, 16) & _NOT_TISSUE)
+    except MALFORMED:
+        return False
+
+
 def _unambiguous(found: list[Mask]) -> list[Mask]:
-    """The largest view and those beside it; none where one lies above or below it."""
+    """The largest view and comparable ones beside it; none where any lies above or below it."""
     if any(insonation.stacked(found[0], other) for other in found[1:]):
         return []
-    return found
+    least = _COMPARABLE * found[0].sum() if found else 0
+    return [view for view in found if view.sum() >= least]

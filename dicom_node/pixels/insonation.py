@@ -31,10 +31,9 @@ _WIDE_RADIUS: Final = 6
 _BLOCKS_ACROSS: Final = 72
 _DENSE: Final = 0.5
 """Share of a block that must carry texture; text covers less of the area it is set in."""
-COMPARABLE: Final = 0.2
-"""Components down to this share of the largest one's area are views of their own ..."""
-COMPARABLE_IN_REGION: Final = 0.04
-"""... and in a region that the scanner states, walls beyond a dark chamber, say, down to this."""
+_COMPARABLE: Final = 0.04
+"""Components down to this share of the largest one's area are views of their own: walls beyond a
+dark chamber, say, or a sector above the sweep that it steers."""
 _COARSEST: Final = 16
 _BAR_WIDTH, _BAR_LENGTH, _BAR_CHANGE = 5, 16, 8
 _HARD: Final = 60
@@ -86,7 +85,7 @@ def background_level(luminance: Luminance, uniform: Mask) -> int:
     return int(np.bincount(luminance[uniform], minlength=256).argmax())
 
 
-def views(textured: Mask, comparable: float = COMPARABLE) -> list[Mask]:
+def views(textured: Mask) -> list[Mask]:
     """The areas densely covered with texture, the largest first, as masks of the image.
 
     Works on blocks of pixels: text, scales and bars are too sparse or too small there. Each
@@ -97,8 +96,6 @@ def views(textured: Mask, comparable: float = COMPARABLE) -> list[Mask]:
     ----------
     textured : ndarray, (rows, columns), bool
         Grey pixels that are not flat.
-    comparable : float
-        Smallest area of a view, as a share of the largest one's.
     """
     rows, columns = textured.shape
     side = max(4, min(rows, columns) // _BLOCKS_ACROSS)
@@ -111,7 +108,7 @@ def views(textured: Mask, comparable: float = COMPARABLE) -> list[Mask]:
     found = components(core)
     if not found:
         return []
-    smallest = max(comparable * found[0].sum(), _SMALLEST * core.size)
+    smallest = max(_COMPARABLE * found[0].sum(), _SMALLEST * core.size)
 
     def pixels(blocks: Mask) -> Mask:
         return np.repeat(np.repeat(blocks, side, 0), side, 1)[:rows, :columns]

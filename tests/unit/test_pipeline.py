@@ -19,6 +19,7 @@ from dicom_node.errors import Permanent, Refused, Transient
 from dicom_node.pipeline import derive_files, derive_instance
 from dicom_node.pixels import encode
 from dicom_node.service.folder import FileStatus, write_into
+from dicom_node.verify import compare
 from tests.builders import MedianDespeckler, make_us_instance, region, speckle, write_us_instance
 
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
@@ -345,3 +346,15 @@ def test_nothing_is_printed_about_malformed_values(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_auditor_sees_what_changed_in_a_region_that_begins_before_the_image(
+    tmp_path: Path,
+) -> None:
+    whole = region(0, 0, 63, 47)
+    trace = region(2**32 - 6, 30, 40, 47, spatial_format=4, data_type=10)
+    plain = write_us_instance(tmp_path / "plain.dcm", regions=[whole])
+    derived = derive_instance(plain, MedianDespeckler(), Settings(), write_into(tmp_path / "out"))
+    stated = write_us_instance(tmp_path / "stated.dcm", regions=[whole, trace])
+    assert compare(plain, derived.path).problems == []
+    assert "pixels outside the tissue regions changed" in compare(stated, derived.path).problems

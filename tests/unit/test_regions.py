@@ -79,6 +79,14 @@ def test_broken_regions_are_dropped(broken: Dataset) -> None:
     assert read_regions(ds, ROWS, COLUMNS) == []
 
 
+@pytest.mark.parametrize("least", [-6, 2**32 - 6])
+def test_region_that_begins_before_the_image_is_clipped_however_that_is_stored(least: int) -> None:
+    trace = region(least, least, 100, 90, spatial_format=4, data_type=10)
+    found = mapped(display(), [trace, *WHOLE])
+    assert not found.allowed[:91, :101].any()
+    assert found.allowed[100:180, 110:240].all()
+
+
 # Where pixels may change
 
 
@@ -146,6 +154,35 @@ def test_sweep_under_a_sector_makes_the_estimate_ambiguous() -> None:
     image[:, 10:100, 100:220] = speckle(1, 90, 120)
     image[:, 120:230, 10:310] = speckle(1, 110, 300, seed=5)
     assert mapped(image).share == 0
+
+
+def test_small_sector_above_a_large_sweep_makes_the_estimate_ambiguous() -> None:
+    image = np.zeros((1, ROWS, COLUMNS), np.uint8)
+    image[:, 4:54, 120:200] = speckle(1, 50, 80)
+    image[:, 70:235, 10:310] = speckle(1, 165, 300, seed=5)
+    assert mapped(image).share == 0
+
+
+@pytest.mark.parametrize("modes", ["0003", "0009", "0019", "0020", "0041", "0201"])
+def test_object_that_tells_of_other_modes_but_not_where_has_no_certain_tissue(modes: str) -> None:
+    image_type = ["ORIGINAL", "PRIMARY", "CARDIOLOGY", modes]
+    assert mapped(display(), ImageType=image_type).share == 0
+    assert mapped(display(), WHOLE, ImageType=image_type).share > 0.3
+
+
+@pytest.mark.parametrize(
+    "image_type",
+    [
+        ["ORIGINAL", "PRIMARY", "ABDOMINAL", "0011"],
+        ["ORIGINAL", "PRIMARY", "ABDOMINAL", "0101"],
+        ["ORIGINAL", "PRIMARY", "ABDOMINAL", "GENERAL"],
+        ["ORIGINAL", "PRIMARY", "ABDOMINAL"],
+        "ORIGINAL",
+        None,
+    ],
+)
+def test_object_that_tells_of_tissue_and_colour_or_of_nothing_is_estimated(image_type: Any) -> None:
+    assert mapped(display(), ImageType=image_type).share > 0.3
 
 
 def test_two_views_side_by_side_are_both_found() -> None:
