@@ -77,6 +77,9 @@ class Decoder:
                 self._extents = native_extents(dataset, element, self._layout)
             first = self._stored(file, 0)
         self._repair(codecs.read_stream(self.transfer_syntax, first), rows, columns)
+        mixed = codecs.comes_out_as_rgb(self.transfer_syntax, first)
+        if mixed and self._layout.photometric in COLOUR:
+            self._layout = replace(self._layout, photometric="RGB")
         self._record_lossy(codecs.lossy_method(self.transfer_syntax, first))
         photometric = self._layout.photometric
         self.geometry = Geometry(

@@ -64,7 +64,7 @@ _WITH_SOF: Final = _BY_PILLOW | {
 }
 _FRAME_HEADERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _PREFIX, _APP0, _APP14, _START_OF_SCAN, _ADOBE_LENGTH = 0xFF, 0xE0, 0xEE, 0xDA, 12
-_CODING_STYLE, _TRANSFORMATION, _IRREVERSIBLE = b"\xff\x52", 13, b"\0"
+_CODING_STYLE, _COMPONENTS_MIXED, _TRANSFORMATION, _IRREVERSIBLE = b"\xff\x52", 8, 13, b"\0"
 _STAND_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -92,9 +92,25 @@ def lossy_method(transfer_syntax: str, stream: bytes) -> str | None:
     method = _IRREVERSIBLE_METHOD.get(transfer_syntax)
     if method is None:
         return _LOSSY_METHOD.get(transfer_syntax)
+    return method if _coding_style(stream, _TRANSFORMATION) == _IRREVERSIBLE else None
+
+
+def comes_out_as_rgb(transfer_syntax: str, stream: bytes) -> bool:
+    """Whether a JPEG 2000 stream has mixed its components itself: its decoder gives RGB.
+
+    ISO/IEC 15444-1 A.6.1, whatever (0028,0004) says: archives that recompress JPEG leave its
+    YBR_FULL_422 behind.
+    """
+    return (
+        transfer_syntax in _IRREVERSIBLE_METHOD
+        and _coding_style(stream, _COMPONENTS_MIXED) == b"\1"
+    )
+
+
+def _coding_style(stream: bytes, place: int) -> bytes:
+    """One byte of the coding style default marker of a JPEG 2000 stream; none where it has none."""
     style = stream.find(_CODING_STYLE, 2)
-    transformation = stream[style + _TRANSFORMATION : style + _TRANSFORMATION + 1]
-    return method if style > 0 and transformation == _IRREVERSIBLE else None
+    return stream[style + place : style + place + 1] if style > 0 else b""
 
 
 def require_supported(transfer_syntax: str) -> None:

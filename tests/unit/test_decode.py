@@ -15,6 +15,7 @@ from pydicom.sequence import Sequence
 from dicom_node.attributes.identity import MODEL_NAME
 from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError, Permanent, Refused
+from dicom_node.pixels.colour import ybr_to_rgb
 from tests.builders import (
     as_bytes,
     encode_frame,
@@ -195,6 +196,24 @@ def test_jpeg_2000_says_by_its_wavelet_whether_it_is_lossy(
     found = open_instance(save(ds, tmp_path / "x.dcm")).dataset
     assert found.get("LossyImageCompression") == wanted[0]
     assert found.get("LossyImageCompressionMethod") == wanted[1]
+
+
+@pytest.mark.parametrize("label", ["YBR_FULL", "YBR_FULL_422", "YBR_RCT", "RGB"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_jpeg_2000_that_mixed_its_components_is_rgb_whatever_the_label(
+    tmp_path: Path, label: str, mixed: bool
+) -> None:
+    encoded = BytesIO()
+    Image.fromarray(RGB_PIXELS[0]).save(
+        encoded, "JPEG2000", irreversible=False, no_jp2=True, mct=int(mixed)
+    )
+    ds = make_us_instance(pixels=RGB_PIXELS, photometric="RGB")
+    ds.file_meta.TransferSyntaxUID = uid.JPEG2000Lossless
+    ds.PixelData = encapsulate([encoded.getvalue()])
+    ds.PhotometricInterpretation = label
+    frame = open_instance(save(ds, tmp_path / "x.dcm")).frame(0)
+    is_ybr = label.startswith("YBR_FULL") and not mixed
+    assert np.array_equal(frame, ybr_to_rgb(RGB_PIXELS[0]) if is_ybr else RGB_PIXELS[0])
 
 
 # Frames and fragments
