@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.student import Architecture, Student
 
@@ -151,15 +151,23 @@ def load(name_or_path: str | Path) -> Bundle:
         student = Student(Architecture.from_dict(manifest.architecture))
         student.load_state_dict(load_file(folder / WEIGHTS))
         vectors = load_file(folder / SELF_TEST)
-    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        probe, output = vectors["input"].numpy(), vectors["output"].numpy()
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{folder}: weights do not fit the architecture; export again") from error
+    if not finite(student):
+        raise BundleError(f"{folder / WEIGHTS}: holds weights that are no numbers; train anew")
     return Bundle(
         folder,
         manifest,
         student.eval(),
-        vectors["input"].numpy(),
-        vectors["output"].numpy(),
+        probe,
+        output,
     )
+
+
+def finite(network: nn.Module) -> bool:
+    """Whether no weight is infinite or no number."""
+    return all(bool(torch.isfinite(weight).all()) for weight in network.state_dict().values())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -50,11 +50,13 @@ def train(
 ) -> None:
     """Run a recipe, or go on with it where it was stopped."""
     from model.train import train as run_recipe
+    from model.training.checkpoints import DivergedError
     from model.training.recipe import RecipeError
+    from model.training.runs import RunError
 
     try:
         checkpoint = run_recipe(recipe, output, resume=not fresh)
-    except (RecipeError, FileNotFoundError) as error:
+    except (RecipeError, RunError, DivergedError, OSError) as error:
         raise _unusable(str(error)) from error
     console.print(f"checkpoint: {checkpoint}", soft_wrap=True)
 
@@ -69,7 +71,7 @@ def draw(
 
     try:
         scenes = drawn(load(recipe).data)
-    except RecipeError as error:
+    except (RecipeError, OSError) as error:
         raise _unusable(str(error)) from error
     console.print(f"scenes: {len(scenes)} in {scenes.folder}", soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from model.training import runs
 LICENCE = "Apache-2.0"
 SELF_TEST_SCENE = 7
 """Index in the validation set."""
+
+_log = logging.getLogger(__name__)
 
 
 def export(
@@ -56,12 +59,14 @@ def export(
     rim_px : int
         How far tissue is continued beyond the rim of a sector; `model.network.rim`.
     attribution : list of str, optional
-        Sources of real images that the training used, as their licences ask.
+        Sources of real images that the training used, as their licences ask; those of the bundles
+        that the weights came from are added.
 
     Raises
     ------
     bundles.BundleError
-        A source is unusable, its network has another shape than the first, or the name is none.
+        A source is unusable, its network has another shape than the first or weights that are no
+        numbers, or the name is none.
     """
     if not re.fullmatch(bundles.NAME, name):
         raise bundles.BundleError(
@@ -72,6 +77,11 @@ def export(
     if averaged:
         training = {**training, "averaged": _average_in(student, averaged)}
     _round(student)
+    if not bundles.finite(student):
+        raise bundles.BundleError(
+            f"{checkpoint}: weights are no numbers; train again with a lower learning rate"
+        )
+    sources = [name for each in (checkpoint, *(averaged or ())) for name in _attributed(each)]
     architecture = replace(
         student.architecture,
         retain=retain,
@@ -107,12 +117,10 @@ def export(
             "multiply_accumulates_per_pixel": round(multiply_accumulates(student) / (768 * 1024)),
         },
         licence=LICENCE,
-        attribution=attribution or [],
+        attribution=list(dict.fromkeys([*sources, *(attribution or [])])),
     )
+    _write_card(folder, manifest)
     (folder / bundles.MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
-    card = folder / bundles.MODEL_CARD
-    if not card.exists():
-        card.write_text(_card(manifest), "utf-8")
     loaded = bundles.load(folder)
     loaded.self_test()
     return loaded
@@ -120,11 +128,11 @@ def export(
 
 def _trained(source: Path) -> tuple[Student, dict[str, Any]]:
     """The student of a run, or of a bundle, and what is known of its training."""
-    if any((folder / bundles.MANIFEST).is_file() for folder in (source, bundles.BUNDLES / source)):
+    if _is_bundle(source):
         bundle = bundles.load(source)
         return bundle.student, bundle.manifest.training
     try:
-        run = runs.load(source.parent if source.suffix else source)
+        run = runs.load(_run_folder(source))
     except runs.RunError as error:
         raise bundles.BundleError(str(error)) from error
     if type(run.network) is not Student:
@@ -136,6 +144,29 @@ def _trained(source: Path) -> tuple[Student, dict[str, Any]]:
         "steps": run.steps,
         "minutes": round(run.minutes, 1),
     }
+
+
+def _is_bundle(source: Path) -> bool:
+    return any(
+        (folder / bundles.MANIFEST).is_file() for folder in (source, bundles.BUNDLES / source)
+    )
+
+
+def _run_folder(source: Path) -> Path:
+    """Of a run, by itself or by its checkpoint."""
+    return source.parent if source.suffix and not source.is_dir() else source
+
+
+def _attributed(source: Path) -> list[str]:
+    """Sources of real images behind a bundle, or behind the one that a run began with."""
+    if _is_bundle(source):
+        return bundles.load(source).manifest.attribution
+    try:
+        recipe = runs.describe(_run_folder(source))["recipe"]
+    except (runs.RunError, KeyError):
+        return []  # it began with a run that is not here any more
+    began_with = recipe.get("optimiser", {}).get("start_from", "")
+    return _attributed(Path(began_with)) if began_with else []
 
 
 def _round(student: Student) -> None:
@@ -203,6 +234,21 @@ def _manifest_stub() -> bundles.Manifest:
         licence=LICENCE,
         attribution=[],
     )
+
+
+def _write_card(folder: Path, manifest: bundles.Manifest) -> None:
+    """Write the first card, or that of this export; one that its author has changed stays."""
+    card = folder / bundles.MODEL_CARD
+    if card.exists():
+        try:
+            before = bundles.Manifest.model_validate_json((folder / bundles.MANIFEST).read_text())
+            changed = card.read_text("utf-8") != _card(before)
+        except (OSError, ValueError):
+            changed = True
+        if changed:
+            _log.warning("%s: stays as it is; bring its version and figures up to date", card)
+            return
+    card.write_text(_card(manifest), "utf-8")
 
 
 def _card(manifest: bundles.Manifest) -> str:

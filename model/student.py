@@ -62,6 +62,13 @@ class Architecture:
             raise ValueError(f"block {self.block!r} is unknown; there are: {', '.join(BLOCKS)}")
         if self.unshuffle not in (2, 4):
             raise ValueError(f"unshuffle: 2 or 4, not {self.unshuffle}")
+        if self.selective and len(self.widths) <= self.keep_level:
+            raise ValueError(f"selective: needs {self.keep_level + 1} widths at least")
+
+    @property
+    def keep_level(self) -> int:
+        """The level whose cells are those of the coarse part, where a gate says what stays."""
+        return (CELL_PX // self.unshuffle).bit_length() - 1
 
     @property
     def stride(self) -> int:
@@ -105,13 +112,8 @@ class Student(nn.Module):
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, 2) for fine, coarse in steps)
         self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, 2) for fine, coarse in steps)
         self.tail = nn.Conv2d(a.widths[0], folded, 3, padding=1)
-        self.keep = nn.Conv2d(a.widths[self._keep_level], 1, 3, padding=1) if a.selective else None
+        self.keep = nn.Conv2d(a.widths[a.keep_level], 1, 3, padding=1) if a.selective else None
         self.reset()
-
-    @property
-    def _keep_level(self) -> int:
-        """The level whose cells are those of the coarse part."""
-        return (CELL_PX // self.architecture.unshuffle).bit_length() - 1
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -170,7 +172,7 @@ class Student(nn.Module):
         removed = unfolded(tail, self.architecture.unshuffle)
         retain, wide = self.architecture.retain, self.architecture.retain_wide
         if self.keep is not None:
-            kept = torch.sigmoid(self.keep(seen[self._keep_level]))
+            kept = torch.sigmoid(self.keep(seen[self.architecture.keep_level]))
             removed = removed - coarse_part(halved(tail), retain + (1 - retain) * kept, wide)
         elif retain or wide:
             removed = removed - coarse_part(halved(tail), retain, wide)

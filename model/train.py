@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks, loggers
-from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +22,7 @@ from model.allocator import keep_activations
 from model.bundle import BundleError
 from model.simulation.scene import Scene
 from model.student import Student, despeckled, parameters
-from model.training import distill, guidance, pool, prepare, report, runs, teaching
+from model.training import distill, guidance, pool, prepare, report, resuming, runs, teaching
 from model.training import recipe as recipes
 from model.training.checkpoints import AtomicCheckpoints
 from model.training.growing import grow
@@ -59,14 +60,26 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
     Raises
     ------
     RecipeError
-        The recipe, or what it names, cannot be used.
+        The recipe, or what it names, cannot be used; or another process trains in this folder.
+    model.training.runs.RunError
+        The checkpoint to go on from cannot be read.
+    model.training.checkpoints.DivergedError
+        The weights are no numbers any more.
+    OSError
+        A folder cannot be written, or a disk is full.
     """
     recipe = recipes.load(recipe_path)
     folder = output / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
+    with resuming.alone(folder):
+        return _train(recipe, folder, resume=resume)
+
+
+def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     last = folder / runs.LAST
     start = last if resume and last.exists() else None
-    done = _steps_of(start) if start else 0
+    done = int(runs.read_checkpoint(start)["global_step"]) if start else 0
+    earlier = resuming.earlier(recipe, folder, done) if start else []
     pl.seed_everything(recipe.seed)
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     keep_activations()
@@ -88,7 +101,7 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
         targets = _targets(recipe, scenes, teacher)
     module = Training(recipe, scenes, targets)
     _start_from(module.network, recipe)
-    if _rank() == 0:
+    if resuming.rank() == 0:
         about = {
             "images": len(given.files),
             "data_sha256": data.data_hash(list(given.files)) if given.files else "",
@@ -97,8 +110,14 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
             "gpu": torch.cuda.get_device_name() if _on_gpu(recipe) else "",
             "targets": targets,
         }
+        if earlier:
+            about["earlier"] = earlier
+        if start is None:
+            last.unlink(
+                missing_ok=True
+            )  # a kill before the first checkpoint must not bring it back
         runs.write_description(folder, recipe, about)
-    seed = (recipe.seed * 1000 + done) * 64 + _rank()
+    seed = (recipe.seed * 1000 + done) * 64 + resuming.rank()
     patches = _patches(recipe, taught, real, fresh, seed)
     trainer = _trainer(recipe, folder, done)
     trainer.fit(
@@ -106,7 +125,7 @@ def train(recipe_path: Path, output: Path, *, resume: bool = True) -> Path:
         patches,
         DataLoader(_Once(), batch_size=None),
         ckpt_path=start,
-        weights_only=False,
+        weights_only=True,
     )
     trainer.save_checkpoint(last)
     if trainer.is_global_zero:
@@ -151,7 +170,8 @@ def _on_gpu(recipe: Recipe) -> bool:
 
 def _trainer(recipe: Recipe, folder: Path, done: int) -> pl.Trainer:
     every = recipe.guidance.every or recipe.validation_steps
-    return pl.Trainer(
+    trainer = partial(
+        pl.Trainer,
         default_root_dir=folder,
         accelerator=recipe.accelerator,
         devices=recipe.devices,
@@ -181,6 +201,12 @@ def _trainer(recipe: Recipe, folder: Path, done: int) -> pl.Trainer:
             callbacks.RichProgressBar(refresh_rate=20),
         ],
     )
+    try:
+        return trainer()
+    except (MisconfigurationException, ValueError) as error:
+        raise RecipeError(
+            f"accelerator = {recipe.accelerator!r}, devices = {recipe.devices!r}: {error}"
+        ) from error
 
 
 def _precision(recipe: Recipe) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
@@ -190,11 +216,6 @@ def _precision(recipe: Recipe) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     if _on_gpu(recipe):
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     return "bf16-mixed" if cost.BFLOAT16 in cost.computed_here() else "32-true"
-
-
-def _rank() -> int:
-    """Of this process among those that train together."""
-    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def _tensorboard(folder: Path, done: int) -> loggers.TensorBoardLogger:
@@ -229,6 +250,12 @@ def _targets(
             return despeckled(lambda x: distill.self_ensemble(teacher, x, folds), image)
 
         targets = guidance.measure(despeckle, scenes)
+    unknown = sorted(set(recipe.guidance.targets) - set(guidance.GOVERNED))
+    if unknown:
+        raise RecipeError(
+            f"guidance.targets: no metric {unknown[0]!r} governs a term; there are "
+            f"{', '.join(guidance.GOVERNED)}"
+        )
     targets |= recipe.guidance.targets
     if not targets:
         raise RecipeError(
@@ -262,7 +289,3 @@ class _Once(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return torch.tensor(index)
-
-
-def _steps_of(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"])

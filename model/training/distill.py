@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - the customary name
 
 from model.network.scales import residual_measured
 from model.student import Student
-from model.training.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool, load
+from model.training.pool import FEATURE_STRIDE, STEPS_PER_GREY, Pool, load, mapped
 
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """Axes to flip. Turns by 90 degrees are left out: speckle is longer across the beam than along it,
@@ -110,7 +110,9 @@ def teach(
         if kept is not None:
             kept[part] = _projected(seen, cells).cpu().numpy()
         if (first // step) % 16 == 0 or part.stop == len(pool):
-            marker.write_text(str(part.stop))
+            written = marker.with_suffix(".part")
+            written.write_text(str(part.stop))
+            written.replace(marker)
         advance(part.stop - first)
     return replace(pool, taught=taught, features=kept)
 
@@ -148,7 +150,7 @@ def agreed(taught: Sequence[Pool]) -> Pool:
     if not path.exists():
         part = path.with_suffix(".part")
         shape = scenes.noisy.shape
-        said = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint16, shape=shape)
+        said = mapped(part, np.uint16, shape)
         for index, reference in enumerate(scenes.target):
             if scenes.clustered[index]:
                 said[index] = reference
@@ -237,4 +239,4 @@ def _array(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> tuple[
     """Array on disk that can be written, and whether it is new."""
     if path.exists():
         return np.load(path, mmap_mode="r+"), False
-    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape), True
+    return mapped(path, kind, shape), True

@@ -183,12 +183,35 @@ _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
 
 
 def _make(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
-    """An array of zeros that takes no room on the disk yet; one that is there stays."""
+    """An array of zeros; one that is there stays."""
     if path.exists():
         return
     temporary = path.with_suffix(".part")
-    np.lib.format.open_memmap(temporary, mode="w+", dtype=kind, shape=shape)
+    mapped(temporary, kind, shape)
     temporary.replace(path)
+
+
+def mapped(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new array of zeros, mapped from disk, which has room for all of it.
+
+    Room is asked for now, since the system ends a process that writes to a mapped file where the
+    disk is full, without a word.
+
+    Raises
+    ------
+    OSError
+        There is no room; nothing is left behind.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+    try:
+        with path.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):  # Linux and most others
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink()
+        remedy = f"{error.strerror}; free some, or name another folder in data.cache"
+        raise OSError(error.errno, remedy, str(path)) from error
+    return array
 
 
 def _mapped(folder: Path, mode: Literal["r", "r+"]) -> tuple[np.memmap[Any, Any], ...]:

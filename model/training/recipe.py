@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,11 +37,11 @@ class NetworkSection(_Section):
 
     kind: Literal["student", "teacher", "dncnn"] = "student"
     """The student ships; the teacher and DnCNN are there to teach and to compare."""
-    widths: tuple[int, ...] = Architecture.widths
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Architecture.widths
     """Channels, by level."""
-    encoder: tuple[int, ...] = Architecture.encoder
+    encoder: tuple[Annotated[int, Field(ge=0)], ...] = Architecture.encoder
     """3x3 convolutions on the way down, by level."""
-    decoder: tuple[int, ...] = Architecture.decoder
+    decoder: tuple[Annotated[int, Field(ge=0)], ...] = Architecture.decoder
     """3x3 convolutions on the way up, by level."""
     unshuffle: Annotated[int, Field(ge=2, le=4)] = Architecture.unshuffle
     """Pixels a side that become channels before the first convolution."""
@@ -48,7 +49,7 @@ class NetworkSection(_Section):
     """Kind of convolution: one, several branches merged after training, or two multiplied."""
     selective: bool = False
     """Whether the network says where coarse structures stay; see `model.network.coarse`."""
-    residual_blocks: tuple[int, ...] = (2, 2, 4, 6)
+    residual_blocks: tuple[Annotated[int, Field(ge=0)], ...] = (2, 2, 4, 6)
     """Of a teacher, by level, on the way down; all but the last also on the way up."""
 
     def build(self) -> nn.Module:
@@ -210,6 +211,8 @@ class Recipe(_Section):
         unknown = sorted(set(value) - set(TERMS))
         if unknown:
             raise ValueError(f"no such term {unknown}; known are {sorted(TERMS)}")
+        if not any(value.values()):
+            raise ValueError("give at least one term a weight above 0")
         return value
 
     @model_validator(mode="after")
@@ -225,6 +228,13 @@ class Recipe(_Section):
                 "after it looked; set distillation.affinity to 0"
             )
         d = self.distillation
+        if not d.teacher and (d.real_share or d.affinity):
+            raise ValueError(
+                "distillation.real_share, distillation.affinity: nobody would answer; name a "
+                "distillation.teacher, or leave them out"
+            )
+        if self.data.faint_share + self.data.anatomy_share > 1:
+            raise ValueError("data.faint_share, data.anatomy_share: together at most 1")
         if d.panel and not (d.teacher and d.output and not d.affinity):
             raise ValueError(
                 "distillation.panel: answers for simulated scenes alone, and has no features; name "
@@ -273,6 +283,8 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     except OSError as error:
         by = f" ({_EXTENDS} of {above[-1]})" if above else ""
         raise RecipeError(f"{path}{by}: {error.strerror}; name a recipe to be read") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: {error}; correct the syntax there") from error
     base = values.pop(_EXTENDS, "")
@@ -290,3 +302,12 @@ def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(below.get(name), dict):
             merged[name] = _over(below[name], value)
     return merged
+
+
+def flat(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings of a recipe with their dotted names."""
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

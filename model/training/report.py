@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from model.cost import machine
 from model.figures import Tile, mosaic, removed
 from model.simulation.scene import Scene
 from model.training import logs
+from model.training.recipe import flat
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -166,17 +167,8 @@ def _settings(folder: Path, rows: Sequence[Mapping[str, float]]) -> str:
     lines += [f"- {name}: {value}" for name, value in facts.items() if value != ""]
     if recipe:
         lines += ["", "| recipe key | value |", "|---|---|"]
-        lines += [f"| `{key}` | `{json.dumps(value)}` |" for key, value in _flat(recipe)]
+        lines += [f"| `{key}` | `{json.dumps(value)}` |" for key, value in flat(recipe)]
     return "\n".join([*lines, ""])
-
-
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings with their dotted names."""
-    for key, value in recipe.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -78,7 +80,12 @@ def load(folder: Path) -> LoadedRun:
     RunError
     """
     description = describe(folder)
-    recipe = Recipe.model_validate(description["recipe"])
+    try:
+        recipe = Recipe.model_validate(description["recipe"])
+    except (ValidationError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder / DESCRIPTION}: holds no recipe of this release; run its recipe again"
+        ) from error
     path = _weights_file(folder)
     if path.name == KEPT:
         try:
@@ -87,11 +94,14 @@ def load(folder: Path) -> LoadedRun:
             raise RunError(f"{path}: {error}; copy it again") from error
         steps, minutes = int(description["steps"]), float(description["minutes"])
     else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint = read_checkpoint(path)
         averaged = weights(checkpoint)
         steps, minutes = int(checkpoint["global_step"]), checkpoint["spent_seconds"] / 60
     network = recipe.network.build()
-    network.load_state_dict(averaged)
+    try:
+        network.load_state_dict(averaged)
+    except RuntimeError as error:
+        raise RunError(f"{path}: is of another network than {DESCRIPTION} says") from error
     described = (
         f"{recipe.network.kind}, {parameters(network):,} parameters, "
         f"{steps:,} steps in {minutes:.0f} min"
@@ -144,6 +154,34 @@ def describe(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise RunError(f"{path}: {error.strerror}; name the folder of a training run") from error
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON; copy the run again") from error
+    return found
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU. Nothing that lies in the file is executed.
+
+    Raises
+    ------
+    RunError
+    """
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        lacking = {"global_step", "spent_seconds", "state_dict"} - set(found)
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+    ) as error:
+        raise RunError(
+            f"{path}: no checkpoint that can be read; copy it again, or train with --fresh"
+        ) from error
+    if lacking:
+        raise RunError(f"{path}: is no checkpoint of this program; it lacks {min(lacking)}")
     return found
 
 

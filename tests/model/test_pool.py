@@ -1,5 +1,6 @@
 """Pools of training scenes: drawn once, gone on with after a kill, cut into patches."""
 
+import errno
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,16 @@ def test_several_processes_draw_what_one_draws(tmp_path):
     one = drawn(tmp_path / "one")
     two = pool.draw(tmp_path / "two", ramp, count=40, side=SIDE, seed=3, workers=2)
     assert np.array_equal(one.noisy, two.noisy)
+
+
+def test_a_full_disk_is_told_before_anything_is_drawn(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device; free some.*data\.cache"):
+        drawn(tmp_path)
+    assert not list(tmp_path.glob("noisy*"))
 
 
 def test_drawing_goes_on_where_it_was_stopped(tmp_path):

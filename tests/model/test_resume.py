@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -14,9 +15,12 @@ import torch
 
 pytest.importorskip("lightning")
 
-from model.training import logs
-from model.training.checkpoints import AtomicCheckpoints
+from model import train
+from model.training import logs, resuming, runs
+from model.training.checkpoints import AtomicCheckpoints, DivergedError
 from model.training.logs import RunLog
+from model.training.recipe import Recipe, RecipeError
+from model.training.runs import RunError
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "config" / "model" / "smoke.toml"
@@ -167,6 +171,105 @@ def test_a_checkpoint_that_is_not_finished_leaves_the_one_before(tmp_path):
         writer.save_checkpoint({"weights": torch.zeros(1000), "last": Unwritable()}, path)
     assert torch.equal(writer.load_checkpoint(path)["weights"], torch.ones(1000))
     assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("key", ["state_dict", "current_model_state"])
+def test_weights_that_are_no_numbers_leave_the_checkpoint_before(tmp_path, key):
+    path = tmp_path / "last.ckpt"
+    writer = AtomicCheckpoints()
+    good = {"global_step": 7, "state_dict": {"w": torch.ones(2)}}
+    writer.save_checkpoint(good, path)
+    bad = {**good, "global_step": 9, key: {"w": torch.tensor([1.0, torch.nan])}}
+    with pytest.raises(DivergedError, match=r"after 9 steps .*last\.ckpt .*learning_rate"):
+        writer.save_checkpoint(bad, path)
+    assert torch.load(path)["global_step"] == 7
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+    def full(*_):
+        error = RuntimeError("unexpected pos 704 vs 598")  # torch covers the system's own
+        error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*last\.ckpt"):
+        AtomicCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")
+
+
+class Wicked:
+    """Makes a folder where a pickle of it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    path, folder = tmp_path / "last.ckpt", tmp_path / "made"
+    torch.save({"global_step": 1, "spent_seconds": 1.0, "state_dict": Wicked(folder)}, path)
+    with pytest.raises(RunError, match=r"last\.ckpt: no checkpoint that can be read"):
+        runs.read_checkpoint(path)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_damaged_checkpoint_is_named(tmp_path, left):
+    path = tmp_path / "last.ckpt"
+    torch.save({"global_step": 1}, path)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(RunError, match=r"last\.ckpt: no checkpoint that can be read"):
+        runs.read_checkpoint(path)
+
+
+# --- going on ---------------------------------------------------------------------------------
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
+    twice = pytest.raises(RecipeError, match="another process trains")
+    with resuming.alone(tmp_path), twice, resuming.alone(tmp_path):
+        pass
+    with resuming.alone(tmp_path):
+        pass
+
+
+def test_a_run_remembers_what_its_earlier_steps_were_trained_by(tmp_path, caplog):
+    first = Recipe(name="a", loss={"charbonnier": 1.0}, optimiser={"minutes": 1})
+    runs.write_description(tmp_path, first, {})
+    longer = Recipe(name="a", loss={"charbonnier": 1.0}, optimiser={"minutes": 2}, threads=1)
+    assert resuming.earlier(longer, tmp_path, 10) == []
+    assert not caplog.messages
+
+    other = Recipe(name="a", loss={"gradient": 1.0}, seed=2)
+    was = {"seed": 1, "loss.charbonnier": 1.0, "loss.gradient": 0.0}
+    assert resuming.earlier(other, tmp_path, 10) == [{"steps": 10, "recipe": was}]
+    assert "after 10 steps with other" in caplog.text
+    runs.write_description(tmp_path, other, {"earlier": [{"steps": 10, "recipe": was}]})
+    assert resuming.earlier(other, tmp_path, 30) == [{"steps": 10, "recipe": was}]
+
+
+def test_a_run_does_not_go_on_as_another_network(tmp_path):
+    runs.write_description(tmp_path, Recipe(name="a"), {})
+    other = Recipe(name="a", network={"block": "gated"})
+    with pytest.raises(RecipeError, match=r"another network \(network\.block = plain\); .*--fresh"):
+        resuming.earlier(other, tmp_path, 10)
+
+
+@pytest.mark.slow
+def test_a_fresh_run_that_is_killed_early_does_not_bring_back_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = tmp_path / "runs" / "smoke" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"of the run before")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_trainer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(SMOKE, tmp_path / "runs", resume=False)
+    assert not last.exists()
 
 
 def test_a_checkpoint_replaces_what_a_kill_left_behind(tmp_path):

@@ -61,12 +61,27 @@ def test_the_recipes_of_a_release_grow_from_the_shipped_student(name):
         ('extends = "wrong.toml"\nname = "x"', "extends itself"),
         ('extends = "nothing.toml"\nname = "x"', r"nothing\.toml \(extends of .*wrong\.toml\)"),
         ('extends = ["a.toml", "b.toml"]\nname = "x"', "one recipe"),
+        ('name = "x"\n[loss]', "loss = .*at least one term"),
+        ('name = "x"\n[network]\nwidths = [-4, 8, 8, 8]', r"network\.widths\.0 = -4"),
+        (
+            'name = "x"\n[network]\nwidths = [8]\nencoder = [1]\ndecoder = []\nselective = true',
+            "network: selective: needs 2 widths",
+        ),
+        ('name = "x"\n[distillation]\nreal_share = 0.2', r"name a distillation\.teacher"),
+        ('name = "x"\n[data]\nfaint_share = 0.8', r"data\.anatomy_share: together at most 1"),
     ],
 )
 def test_a_wrong_recipe_names_the_key(tmp_path, text, named):
     path = tmp_path / "wrong.toml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=named):
+        recipe.load(path)
+
+
+def test_a_recipe_of_another_encoding_is_named(tmp_path):
+    path = tmp_path / "latin.toml"
+    path.write_bytes('name = "x"  # für'.encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"latin\.toml: not UTF-8"):
         recipe.load(path)
 
 
@@ -348,6 +363,60 @@ def test_a_bundle_is_exported_again_with_other_shares(tmp_path, source):
     assert made.manifest.device_uid != shipped.manifest.device_uid
     assert made.student.architecture.retain == 0.5
     assert made.student.architecture.rim_px == 8
+
+
+def test_who_lent_images_to_a_bundle_is_named_by_all_that_come_of_it(tmp_path):
+    from model.export import export
+
+    shipped = bundle.load("quality").manifest.attribution
+    again = export(Path("quality"), tmp_path, name="mine", version="1", attribution=["mine"])
+    assert again.manifest.attribution == [*shipped, "mine"]
+
+    run = tmp_path / "kept.v2"  # a folder, though it has a suffix
+    run.mkdir()
+    grown = Recipe(name="grown", optimiser={"start_from": str(again.folder)})
+    runs.write_description(run, grown, {"steps": 1, "minutes": 0})
+    bundle.write_tensors(run / runs.KEPT, grown.network.build().state_dict())
+    made = export(run, tmp_path, name="grown", version="1")
+    assert made.manifest.attribution == [*shipped, "mine"]
+
+
+def test_a_card_is_of_the_last_export_unless_somebody_wrote_it(tmp_path, caplog):
+    from model.export import export
+
+    export(Path("quality"), tmp_path, name="mine", version="1")
+    second = export(Path("quality"), tmp_path, name="mine", version="2")
+    card = second.folder / bundle.MODEL_CARD
+    assert second.manifest.device_uid in card.read_text()
+    assert not caplog.messages
+    card.write_text("# By hand")
+    export(Path("quality"), tmp_path, name="mine", version="3")
+    assert card.read_text() == "# By hand"
+    assert "MODEL_CARD.md: stays as it is" in caplog.text
+
+
+def test_weights_that_are_no_numbers_make_no_bundle(tmp_path, other_bundle):
+    from model.export import export
+
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe = Recipe(name="diverged")
+    runs.write_description(run, recipe, {"steps": 1, "minutes": 0})
+    weights = {
+        k: torch.full_like(v, torch.nan) for k, v in recipe.network.build().state_dict().items()
+    }
+    bundle.write_tensors(run / runs.KEPT, weights)
+    with pytest.raises(bundle.BundleError, match="no numbers"):
+        export(run, tmp_path, name="x", version="1")
+    assert not (tmp_path / "x").exists()
+
+    weights = {k: v * torch.inf for k, v in bundle.load(other_bundle).student.state_dict().items()}
+    bundle.write_tensors(other_bundle / bundle.WEIGHTS, weights)
+    manifest = json.loads((other_bundle / bundle.MANIFEST).read_text())
+    manifest["weights_sha256"] = bundle.sha256(other_bundle / bundle.WEIGHTS)
+    (other_bundle / bundle.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(bundle.BundleError, match="no numbers"):
+        bundle.load(other_bundle)
 
 
 def test_a_bundle_of_no_name_is_refused_before_anything_is_written(tmp_path):
