@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.images import image_files
+from model.images import UnusableImageError, image_files, read_grey
 from model.split import Split, split
 
 LIT_GREY, LIT_SHARE = 8, 0.1
 """A row or column belongs to the picture where this share of it is brighter than this."""
+
+_log = logging.getLogger(__name__)
 
 
 def parted(root: Path) -> Split:
@@ -21,7 +25,7 @@ def parted(root: Path) -> Split:
 
 
 def choose(files: Iterable[Path], root: Path, each: int) -> list[Path]:
-    """Evenly spaced images from every source.
+    """Evenly spaced images from every source, in place of one that cannot be used the next.
 
     Parameters
     ----------
@@ -39,8 +43,22 @@ def choose(files: Iterable[Path], root: Path, each: int) -> list[Path]:
     for found in sources.values():
         count = min(each, len(found))
         places = (np.arange(count) + 0.5) / count * len(found)
-        chosen += [found[int(place)] for place in places]
+        taken: dict[Path, None] = {}
+        for place in map(int, places):
+            following = (p for p in found[place:] + found[:place] if p not in taken)
+            taken |= dict.fromkeys(islice(filter(_is_usable, following), 1))
+        chosen += taken
     return chosen
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether an image can be read; what cannot is told."""
+    try:
+        read_grey(path)
+    except UnusableImageError as error:
+        _log.warning("left out: %s", error)
+        return False
+    return True
 
 
 def source_of(path: Path, root: Path) -> str:

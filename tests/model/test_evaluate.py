@@ -404,10 +404,29 @@ def real_images(folder):
     return folder
 
 
+def small_images(folder):
+    files = [folder / "liver" / f"{k}.png" for k in range(3)] + [folder / "muscle" / "0.png"]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (40, 30), 90).save(path)
+    return files
+
+
+def chosen_of(files, folder):
+    return [p.relative_to(folder).as_posix() for p in images.choose(files, folder, 2)]
+
+
 def test_images_are_taken_evenly_from_every_source(tmp_path):
-    files = [tmp_path / "liver" / f"{k}.png" for k in range(3)] + [tmp_path / "muscle" / "0.png"]
-    chosen = [p.relative_to(tmp_path).as_posix() for p in images.choose(files, tmp_path, 2)]
-    assert chosen == ["liver/0.png", "liver/2.png", "muscle/0.png"]
+    files = small_images(tmp_path)
+    assert chosen_of(files, tmp_path) == ["liver/0.png", "liver/2.png", "muscle/0.png"]
+
+
+def test_an_image_that_cannot_be_read_gives_its_place_to_the_next(tmp_path, caplog):
+    files = small_images(tmp_path)
+    for path in (files[0], files[3]):
+        path.write_bytes(b"no image")
+    assert chosen_of(files, tmp_path) == ["liver/1.png", "liver/2.png"]
+    assert "left out: " in caplog.text
 
 
 def test_real_protocol_writes_tables_by_source_and_pictures(tmp_path):
