@@ -146,7 +146,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Folder of real images, a subfolder a source; only subjects that nothing was "
-            "trained on are judged."
+            "trained on are judged, where it is the data.images of the training."
         ),
     ] = None,
     images_per_source: Annotated[int, typer.Option(min=1, help="Real images a source.")] = 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,9 +107,16 @@ def trained_runs(
     Raises
     ------
     ValueError
-        A run is not written so, its folder holds no run, or a label is not that of a run.
+        A run is not written so, its folder holds no run, a label is not that of a run, or two runs
+        have one.
     """
-    folders = dict(_label_and_folder(run) for run in runs)
+    named = [_label_and_folder(run) for run in runs]
+    folders = dict(named)
+    if len(folders) < len(named):
+        twice = next(
+            label for label, count in Counter(label for label, _ in named).items() if count > 1
+        )
+        raise ValueError(f"two runs are called {twice!r}: give one another label")
     unknown = sorted(set(self_ensembles) - set(folders))
     if unknown:
         raise ValueError(f"self-ensemble of {unknown[0]!r}: no run has this label")

@@ -26,10 +26,11 @@ _OF_TRAINING_RUNS = (
     "network/coarse",
     "network/dncnn",
     "network/folding",
+    "network/reparameterise",
+    "network/rim",
     "network/scales",
     "student",
     "teacher",
-    "training/checkpoints",
 )
 """Modules that decide what they make of an image."""
 

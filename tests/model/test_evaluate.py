@@ -230,6 +230,12 @@ def test_runs_that_are_not_there_are_refused(runs, ensembles, said):
         trained_runs(runs, self_ensembles=ensembles)
 
 
+def test_two_runs_of_one_label_are_refused(run_folder):
+    twice = [f"teacher={run_folder}", f"teacher={run_folder}"]
+    with pytest.raises(ValueError, match="two runs are called 'teacher'"):
+        trained_runs(twice)
+
+
 def test_two_rows_of_one_name_are_refused(tmp_path, run_folder):
     settings = Settings(tmp_path, runs=[f"median={run_folder}"], methods=["median"])
     with pytest.raises(EvaluationError, match="two rows are called 'median'"):

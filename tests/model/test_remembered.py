@@ -1,6 +1,7 @@
 """An output is used again only where nothing that it depends on has changed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from rich.progress import Progress
 from torch import nn
 
 from model import evaluate as evaluation
+from model import network
 from model.evaluate import Settings
+from model.evaluation import remembered as remembering
 from model.evaluation.contenders import Contender, identity
 from model.evaluation.remembered import remembered, timed
 
@@ -77,6 +80,11 @@ def test_what_other_code_decides_is_computed_and_nothing_else(
     for contender in each:
         remembered(contender, tmp_path).method(IMAGE)
     assert {name for name, method in asked.items() if method.calls == 2} == {computed}
+
+
+def test_all_that_networks_are_built_of_decides():
+    parts = {f"network/{path.stem}" for path in Path(network.__file__).parent.glob("[!_]*.py")}
+    assert parts <= set(remembering._OF_TRAINING_RUNS)
 
 
 def test_bundles_and_means_of_passes_are_never_remembered(tmp_path, counted):
