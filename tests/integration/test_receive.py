@@ -639,6 +639,16 @@ def test_stop_lets_an_association_finish(tmp_path):
         assert len(node.received) == 5
 
 
+def test_stop_aborts_an_association_that_does_not_end(tmp_path):
+    with Node(tmp_path) as node, scanner(node.port) as association:
+        association.network_timeout = None  # it does not end of itself
+        node.receiver.stop(grace_seconds=0)
+        wait_until(lambda: association.is_aborted, "the association was not aborted")
+        wait_until(lambda: not node.receiver._connected, "it is held on to")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((LOOPBACK, node.port)).close()
+
+
 # --- storage commitment ------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from dicom_node.commands.administer import check
 from dicom_node.config import TlsSection
-from dicom_node.errors import ConfigError, Transient
+from dicom_node.errors import ConfigError, Permanent, Transient
 from dicom_node.ledger import Ledger
 from dicom_node.network import tls
 from dicom_node.network.associate import echo
@@ -306,6 +306,16 @@ def test_a_receiver_without_its_certificates_does_not_start(tmp_path):
     settings = receive_settings(tmp_path, tls_port=free_port())
     with pytest.raises(ConfigError, match=r"tls\.certificate: missing"), receiving(settings):
         pass
+
+
+def test_a_receiver_that_gets_one_of_its_two_ports_gives_it_up(tmp_path, people):
+    section = tls_section(people["node"], trusting(people["folder"], "node", people["peer"]))
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = receive_settings(tmp_path, tls=section, tls_port=port)
+        with pytest.raises(Permanent, match=r"receive\.tls_port"), receiving(settings):
+            pass
+    assert not listens(settings.receive.port)
 
 
 def _client(people, who):

@@ -14,7 +14,7 @@ from pydicom import dcmread
 from pydicom.uid import UltrasoundImageStorage
 from structlog.testing import capture_logs
 
-from dicom_node import commit, schedule, worker
+from dicom_node import commit, schedule, send, worker
 from dicom_node.audit import EventName
 from dicom_node.config import Settings, parse
 from dicom_node.deliver import Deliverer
@@ -186,20 +186,22 @@ def test_without_destinations_an_instance_ends_in_the_spool(tmp_path, ledger, sp
 
 
 @pytest.mark.parametrize(
-    ("error", "stage"),
+    ("error", "stage", "name"),
     [
-        (Refused("no-tissue", "nothing to do"), Stage.SKIPPED),
-        (Permanent("damaged", "no"), Stage.PARKED),
+        (Refused("no-tissue", "nothing to do"), Stage.SKIPPED, EventName.INSTANCE_SKIPPED),
+        (Permanent("damaged", "no"), Stage.PARKED, EventName.INSTANCE_PARKED),
     ],
 )
 def test_error_alone_decides_the_stage(  # noqa: PLR0917
-    settings, ledger, spool, monkeypatch, error, stage
+    settings, ledger, spool, monkeypatch, error, stage, name
 ):
     monkeypatch.setattr(worker, "derive_instance", raising(error))
     uid = arrive(ledger, spool)
     with working(settings, ledger, spool):
         row = wait_stage(ledger, uid, stage)
     assert row.error_code == error.code
+    (line,) = [line for _, line in ledger.events() if line.name is name]
+    assert (line.sop_instance_uid, line.detail) == (uid, error.code)
 
 
 @pytest.mark.parametrize("lost", ["prefix", "class"])
@@ -240,6 +242,41 @@ def test_unexpected_exception_parks_its_object_by_name_and_the_rest_goes_on(
     assert "ZeroDivisionError" in row.error
     assert "test_worker.py" in row.error
     assert "Zyxwv" not in row.error
+
+
+def test_unexpected_exception_over_a_delivery_parks_that_one_and_the_rest_is_sent(
+    settings, ledger, spool, monkeypatch
+):
+    bad, good = arrive(ledger, spool), arrive(ledger, spool)
+    original = send._store
+
+    def store(association, delivery, name):
+        if delivery.source_instance_uid == bad:
+            raise ZeroDivisionError(MARK)
+        return original(association, delivery, name)
+
+    monkeypatch.setattr(send, "_store", store)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, bad, Stage.PARKED)
+        wait_stage(ledger, good, Stage.DONE)
+    assert row.error_code == "unexpected"
+    assert "Zyxwv" not in row.error
+
+
+def test_work_that_fails_at_the_ledger_is_given_back_and_the_error_known(ledger, spool):
+    uid = arrive(ledger, spool)
+    leases = worker.Leases(ledger)
+
+    def claim_and_fail():
+        with leases.owner() as owner:
+            assert ledger.claim_derive(owner, much_later()) is not None
+            raise Transient("ledger-unavailable", "the ledger is locked")
+
+    with pytest.raises(Transient, match="locked"):
+        claim_and_fail()
+    again = ledger.claim_derive("another", much_later())
+    assert again is not None
+    assert again.identity.sop_instance_uid == uid
 
 
 def test_passing_error_is_repeated_until_it_passes(settings, ledger, spool, monkeypatch):

@@ -255,6 +255,13 @@ def test_series_is_sent_only_after_its_release(ledger):
     assert len(ledger.claim_send("w", soon())) == 1
 
 
+def test_release_is_of_one_series(ledger):
+    ledger.record_arrival(arrival())
+    ledger.record_arrival(arrival("1.9.3", series="1.9"))
+    ledger.release_series("1.2", "quiet", soon())
+    assert [each.series_instance_uid for each in ledger.series_arrivals(soon())] == ["1.9"]
+
+
 def test_released_series_waits_for_instances_that_are_still_being_derived(ledger):
     released(ledger, "1.2.3")
     ledger.record_arrival(arrival("1.2.4"))
@@ -262,6 +269,17 @@ def test_released_series_waits_for_instances_that_are_still_being_derived(ledger
     assert ledger.claim_send("w", soon()) == []
     derive(ledger)
     assert len(ledger.claim_send("w", soon())) == 2
+
+
+def test_series_is_neither_sent_with_another_ones_release_nor_held_up_by_its_derive(ledger):
+    released(ledger, "1.2.3")
+    ledger.record_arrival(arrival("1.9.3", series="1.9"))
+    derive(ledger)
+    ledger.record_arrival(arrival("1.9.4", series="1.9"))
+    assert [each.source_instance_uid for each in send(ledger)] == ["1.2.3"]
+    assert ledger.claim_send("w", soon()) == []
+    derive(ledger)
+    assert ledger.claim_send("w", soon()) == []
 
 
 def test_released_series_does_not_wait_for_an_instance_that_fails(ledger):
@@ -342,6 +360,15 @@ def test_worker_that_lost_its_lease_changes_nothing(ledger):
         with pytest.raises(LeaseLost):
             attempt()
     assert stage_of(ledger) is Stage.DERIVE
+
+
+def test_owner_of_two_instances_finishes_the_one_that_it_names(ledger):
+    for uid in ("1.2.3", "1.2.4"):
+        ledger.record_arrival(arrival(uid))
+    first, second = (ledger.claim_derive("w", soon()) for _ in range(2))
+    ledger.skip(second.id, "w", NO_TISSUE)
+    ledger.park(first.id, "w", BAD)
+    assert (stage_of(ledger, "1.2.3"), stage_of(ledger, "1.2.4")) == (Stage.PARKED, Stage.SKIPPED)
 
 
 def test_clean_stop_gives_work_back_at_once_and_counts_no_failure(ledger):
@@ -663,6 +690,24 @@ def test_retry_derives_anew_what_has_lost_its_derived_file(ledger):
     assert stage_of(ledger) is Stage.COMMIT
 
 
+def test_retry_of_one_instance_leaves_the_others_parked(ledger):
+    gone = Permanent(DERIVED_FILE_UNREADABLE, "it is gone")
+    for series, error in (("1.2", gone), ("1.3", BAD)):
+        for uid in (f"{series}.3", f"{series}.4"):
+            ledger.record_arrival(arrival(uid, series))
+            derive(ledger)
+        ledger.release_series(series, "quiet", soon())
+        for delivery in ledger.claim_send("w", soon()):
+            ledger.park_delivery(delivery.id, "w", error)
+    for uid in ("1.4.3", "1.4.4"):
+        ledger.record_arrival(arrival(uid, "1.4"))
+        ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    for uid, stage in (("1.2.3", Stage.DERIVE), ("1.3.3", Stage.SEND), ("1.4.3", Stage.DERIVE)):
+        assert ledger.retry(sop_instance_uid=uid) == 1
+        assert stage_of(ledger, uid) is stage
+    assert ledger.overview().stages[Stage.PARKED] == 3
+
+
 def test_retry_of_everything_leaves_nothing_parked(ledger):
     released(ledger, "1.2.3")
     ledger.park_delivery(ledger.claim_send("w", soon())[0].id, "w", BAD)
@@ -699,6 +744,18 @@ def test_derived_anew_it_is_sent_anew_and_the_answer_to_an_earlier_question_does
     assert (delivery.sop_instance_uid, delivery.series_instance_uid) == ("2.25.99", "2.25.98")
     assert delivery.transaction_uid is None
     assert stage_of(ledger) is Stage.COMMIT
+
+
+def test_series_that_is_derived_anew_is_sent_anew_as_a_whole(ledger):
+    safe = ["2.25.1.2.3", "2.25.1.2.4"]
+    committing(ledger, "1.2.3", "1.2.4")
+    ledger.commit_report("2.25.9", safe, {})
+    for _ in safe:
+        ledger.finish_audit(ledger.claim_audit("w", soon()).id, "w")
+    assert ledger.rederive("1.2") == (2, 0)
+    for _ in safe:
+        derive(ledger)
+    assert [each.sop_instance_uid for each in send(ledger)] == safe
 
 
 def test_what_waits_is_parked_or_is_not_for_the_node_is_not_derived_anew(ledger):
@@ -751,6 +808,13 @@ def test_files_of_ended_instances_expire_and_are_forgotten(ledger):
     assert ledger.forget_files([ended.id]) == {ended.id}
     assert ledger.expired(much_later()) == []
     assert len(ledger.known_files()) == 1
+
+
+def test_files_of_what_the_receiver_skips_expire_as_well(ledger):
+    ledger.record_arrival(arrival(), skip=SKIP)
+    assert ledger.expired(START) == []
+    (skipped,) = ledger.expired(after(1))
+    assert skipped.identity.sop_instance_uid == "1.2.3"
 
 
 def test_files_of_work_in_progress_cannot_be_forgotten(ledger):
@@ -813,6 +877,15 @@ def test_audit_trail_keeps_what_was_written(ledger):
 
 def lines(ledger: Ledger, *wanted: EventName) -> list[Event]:
     return [line for _, line in ledger.events() if line.name in wanted]
+
+
+def test_arrival_is_in_the_audit_trail_with_its_sender(ledger):
+    ledger.record_arrival(arrival())
+    ledger.record_arrival(arrival("1.2.4"), skip=SKIP)
+    received, skipped = (line for _, line in ledger.events())
+    assert (received.actor, received.at, received.detail) == ("US1", START, "")
+    assert (received.study_instance_uid, received.series_instance_uid) == ("1.1", "1.2")
+    assert (skipped.actor, skipped.detail) == ("US1", SKIP.code)
 
 
 def test_derivation_is_in_the_audit_trail(ledger):

@@ -12,6 +12,7 @@ from dicom_node.decode import Geometry
 from dicom_node.errors import Permanent
 from dicom_node.pixels.insonation import lettering, marks, ruled
 from dicom_node.regions import (
+    grey_pixels,
     prove_untouched,
     read_regions,
     recombine,
@@ -216,13 +217,42 @@ def text(image: np.ndarray, row: int, column: int, level: int = 255) -> np.ndarr
 
 def test_text_over_tissue_stays_if_text_elsewhere_has_its_level() -> None:
     image = display()
-    for row in (4, 210):
-        for column in range(10, 290, 30):
-            text(image, row, column)
+    captions(image)
     over = text(image, 100, 150)
     found = mapped(image, WHOLE)
     assert not found.allowed[over].any()
     assert found.allowed[60:90, 80:240].mean() > 0.95
+
+
+def captions(image: np.ndarray, level: int = 255) -> None:
+    """Text above and below the tissue."""
+    for row in (4, 210):
+        for column in range(10, 290, 30):
+            text(image, row, column, level)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("lossy", ["00", "01"])
+def test_thin_calliper_over_tissue_stays_if_text_elsewhere_has_its_level(lossy, frames) -> None:
+    image = display(frames)
+    image[:, 40:200, 60:260] //= 2
+    captions(image, level=220)
+    cross = np.zeros((ROWS, COLUMNS), bool)
+    cross[100, 144:157] = cross[94:107, 150] = True
+    image[:, cross] = 220
+    if lossy == "01":
+        image[:, cross] -= 6
+    found = mapped(image, WHOLE, LossyImageCompression=lossy)
+    assert not found.allowed[cross].any()
+    assert found.allowed[60:90, 80:240].mean() > 0.95
+
+
+def test_speckle_in_the_level_of_text_is_no_text_where_it_does_not_stand_out() -> None:
+    image = display()
+    image[:, 40:200, 60:260] //= 2
+    captions(image, level=100)
+    found = mapped(image, WHOLE, LossyImageCompression="01")
+    assert found.allowed[60:180, 80:240].mean() > 0.9
 
 
 def test_smoothed_text_close_to_the_tissue_stays() -> None:
@@ -313,6 +343,18 @@ def test_coloured_pixels_and_their_soft_edge_stay() -> None:
     assert mask[60:95, 80:240].mean() > 0.95
 
 
+def test_grey_is_what_differs_between_the_channels_by_no_more_than_the_tolerance() -> None:
+    neutral = np.zeros((256, 3), np.int16)
+    frame = np.full((3, 30, 3), 100, np.uint8)
+    for column, spread in ((4, 6), (12, 7), (20, 18), (26, 19)):
+        frame[1, column, 0] += spread
+    grey = grey_pixels(frame, neutral, tolerance=6)
+    assert grey[:, :12].all()
+    assert not grey[1, [12, 20, 26]].any()
+    assert grey[1, [11, 13, 19, 21]].all()
+    assert not grey[:, 25:28].any(), "a margin about what is colour on purpose"
+
+
 def test_colour_is_judged_frame_by_frame() -> None:
     frames = rgb(display(2))
     found = mapped(frames, WHOLE)
@@ -366,6 +408,14 @@ def test_recombine_keeps_the_tint_of_the_new_luminance() -> None:
     derived = recombine(frames[0], before, np.full_like(before, 120), mask, found.tint)
     blueness = derived[mask][:, 2].astype(int) - derived[mask][:, 0]
     assert np.abs(blueness - 25).max() <= 4
+
+
+def test_recombine_stops_at_black_and_white() -> None:
+    frame = np.array([[[250, 200, 200], [9, 0, 0]]], np.uint8)
+    before = np.array([[210, 4]], np.uint8)
+    after = np.array([[240, 0]], np.uint8)
+    derived = recombine(frame, before, after, np.ones((1, 2), bool))
+    assert derived.tolist() == [[[255, 230, 230], [5, 0, 0]]]
 
 
 def test_touched_pixel_is_found() -> None:
