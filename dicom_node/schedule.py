@@ -95,7 +95,7 @@ def sweeps(
 
 
 class Schedule:
-    """Runs sweeps until it is stopped; as a context manager, while the block runs.
+    """Runs sweeps until it is stopped.
 
     Parameters
     ----------

@@ -313,11 +313,18 @@ def dcentvfy(*paths: Path) -> list[str]:
 @contextmanager
 def storage_alone(sop_class: str) -> Iterator[int]:
     """A PACS that accepts one storage class and nothing else, Verification included; its port."""
+    with answering((evt.EVT_C_STORE, lambda _event: 0), classes=[sop_class]) as port:
+        yield port
+
+
+@contextmanager
+def answering(*handlers: tuple[Any, ...], classes: Sequence[str]) -> Iterator[int]:
+    """A peer in this process that answers as the handlers do; its port."""
     entity = AE("ORTHANC")
-    entity.add_supported_context(sop_class, ALL_TRANSFER_SYNTAXES)
+    for sop_class in classes:
+        entity.add_supported_context(sop_class, ALL_TRANSFER_SYNTAXES)
     port = free_port()
-    handlers = [(evt.EVT_C_STORE, lambda _event: 0)]
-    server = entity.start_server((LOOPBACK, port), block=False, evt_handlers=handlers)
+    server = entity.start_server((LOOPBACK, port), block=False, evt_handlers=list(handlers))
     try:
         yield port
     finally:

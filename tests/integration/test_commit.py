@@ -6,10 +6,15 @@ from datetime import UTC, datetime
 
 import pytest
 from pydicom.dataset import Dataset
+from pynetdicom import evt
+from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,
+    StudyRootQueryRetrieveInformationModelFind,
+)
 
 from dicom_node.commit import CommitmentUnsupported, confirm, read_report, request
 from dicom_node.demo.pacs import EmbeddedPacs
-from dicom_node.errors import Transient
+from dicom_node.errors import NodeError, Transient
 from dicom_node.ledger import Ledger
 from dicom_node.network.query import QueryUnsupported, held
 from dicom_node.network.status import StoreStatus
@@ -18,7 +23,7 @@ from dicom_node.records import Arrival, DerivedIdentity, Identity, Stage
 from dicom_node.send import send
 from dicom_node.spool import Spool
 from tests.deliveries import delivery_of, example, series_of, settings_for
-from tests.peers import free_port, orthanc, storage_alone, storescp, wait_until
+from tests.peers import answering, free_port, orthanc, storage_alone, storescp, wait_until
 
 
 def store(settings, deliveries) -> None:
@@ -133,6 +138,65 @@ def test_configured_for_none_the_peer_is_not_asked():
     delivery = delivery_of(example())
     confirmation = confirm(settings_for(free_port(), confirm="none"), [delivery], lambda _uid: None)
     assert confirmation.means == "status"
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (StoreStatus.OUT_OF_RESOURCES, Transient),
+        (StoreStatus.PROCESSING_FAILURE, Transient),
+        (StoreStatus.NOT_AUTHORISED, CommitmentUnsupported),
+    ],
+)
+def test_status_of_the_commitment_request_says_whether_to_ask_again(status, error):
+    handler = (evt.EVT_N_ACTION, lambda _event: (int(status), None))
+    with (
+        answering(handler, classes=[StorageCommitmentPushModel]) as port,
+        pytest.raises(NodeError, match=f"0x{int(status):04X}") as caught,
+    ):
+        request(settings_for(port), "pacs", [delivery_of(example())], "2.25.1")
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (StoreStatus.OUT_OF_RESOURCES, Transient),
+        (0xA900, QueryUnsupported),
+        (0xC001, QueryUnsupported),
+    ],
+)
+def test_query_that_fails_half_way_is_no_answer(status, error):
+    """What it had named until then may not be all, and the rest is not lacking."""
+
+    def find(_event):
+        found = Dataset()
+        found.SOPInstanceUID = "1.2.3"
+        yield 0xFF00, found
+        yield int(status), None
+
+    model = StudyRootQueryRetrieveInformationModelFind
+    with (
+        answering((evt.EVT_C_FIND, find), classes=[model]) as port,
+        pytest.raises(NodeError, match=f"0x{int(status):04X}") as caught,
+    ):
+        held(settings_for(port), "pacs", "1.1", "1.2")
+    assert type(caught.value) is error
+
+
+def test_query_whose_association_is_lost_is_asked_again():
+    def find(event):
+        found = Dataset()
+        found.SOPInstanceUID = "1.2.3"
+        yield 0xFF00, found
+        event.assoc.abort()
+
+    model = StudyRootQueryRetrieveInformationModelFind
+    with (
+        answering((evt.EVT_C_FIND, find), classes=[model]) as port,
+        pytest.raises(Transient, match="association"),
+    ):
+        held(settings_for(port), "pacs", "1.1", "1.2")
 
 
 def test_peer_that_is_down_is_transient():

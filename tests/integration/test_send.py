@@ -11,6 +11,8 @@ from contextlib import suppress
 
 import pytest
 from pydicom import dcmread
+from pynetdicom import evt
+from pynetdicom.sop_class import Verification
 
 from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.errors import Permanent, Transient
@@ -19,7 +21,15 @@ from dicom_node.network.status import StoreStatus
 from dicom_node.records import DeliveryState
 from dicom_node.send import Outcome, send
 from tests.deliveries import delivery_of, example, series_of, settings_for
-from tests.peers import free_port, listens, orthanc, storage_alone, storescp, wait_until
+from tests.peers import (
+    answering,
+    free_port,
+    listens,
+    orthanc,
+    storage_alone,
+    storescp,
+    wait_until,
+)
 
 
 def sent(settings, deliveries, starting=lambda _delivery: None) -> list[Outcome]:
@@ -69,6 +79,15 @@ def test_interrupted_delivery_that_orthanc_lacks_is_sent(tmp_path):
         assert not outcome.already_held
         assert outcome.error is None
         assert pacs.instances() == [interrupted.sop_instance_uid]
+
+
+def test_interrupted_delivery_goes_out_again_where_the_peer_is_not_to_be_queried(tmp_path):
+    interrupted = delivery_of(example(), state=DeliveryState.SENDING)
+    with EmbeddedPacs(tmp_path / "pacs") as pacs:
+        (first,) = sent(settings_for(pacs.port), [delivery_of(example())])
+        (again,) = sent(settings_for(pacs.port, query_after_crash=False), [interrupted])
+        assert pacs.received[interrupted.sop_instance_uid] == 2
+    assert (first.error, again.error, again.already_held) == (None, None, False)
 
 
 @pytest.mark.peer
@@ -324,6 +343,27 @@ class _StallingRelay:
                 sink.sendall(data)
         except OSError:
             return
+
+
+def test_association_over_which_the_caller_fails_is_aborted():
+    aborted = threading.Event()
+    handler = (evt.EVT_ABORTED, lambda _event: aborted.set())
+    with answering(handler, classes=[Verification]) as port:
+        with pytest.raises(ZeroDivisionError), associate(settings_for(port), "pacs", ()):
+            raise ZeroDivisionError
+        assert aborted.wait(10)
+
+
+def test_peer_that_aborts_over_an_echo_does_not_answer():
+    def echoed(event):
+        event.assoc.abort()
+        return 0
+
+    with (
+        answering((evt.EVT_C_ECHO, echoed), classes=[Verification]) as port,
+        pytest.raises(Transient, match="association"),
+    ):
+        echo(settings_for(port), "pacs")
 
 
 @pytest.mark.peer

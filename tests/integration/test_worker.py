@@ -25,7 +25,8 @@ from dicom_node.records import Arrival, DeliveryState, Identity, Stage
 from dicom_node.spool import Spool
 from dicom_node.verify import recompute
 from tests.builders import MedianDespeckler, write_us_instance
-from tests.ledgers import much_later
+from tests.ledgers import derive, much_later
+from tests.ledgers import send as ledger_send
 from tests.peers import LOOPBACK, free_port, wait_until
 
 MARK = "Zyxwv^Marked"
@@ -229,12 +230,12 @@ def test_unexpected_exception_parks_its_object_by_name_and_the_rest_goes_on(
     good = arrive(ledger, spool)
     original = worker.derive_instance
 
-    def derive(source, *args, **kwargs):
+    def derive_or_fail(source, *args, **kwargs):
         if bad in source.name:
             raise ZeroDivisionError(MARK)
         return original(source, *args, **kwargs)
 
-    monkeypatch.setattr(worker, "derive_instance", derive)
+    monkeypatch.setattr(worker, "derive_instance", derive_or_fail)
     with working(settings, ledger, spool):
         row = wait_stage(ledger, bad, Stage.PARKED)
         wait_stage(ledger, good, Stage.DONE)
@@ -427,6 +428,21 @@ def test_objects_of_a_state_directory_that_has_moved_are_derived_and_sent(
     assert len(pacs.held) == 1
 
 
+def test_first_wait_for_a_report_is_no_failure_and_the_second_one_is(tmp_path, ledger, spool):
+    arrive(ledger, spool)
+    row = derive(ledger)
+    ledger.release_series(row.identity.series_instance_uid, "quiet", datetime.now(UTC))
+    ledger_send(ledger)
+    with EmbeddedPacs(tmp_path / "mute", reporting="never", find=False) as pacs:
+        settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
+        one = Deliverer(settings, ledger, spool, "pacs")
+        assert one.step("first", lambda: False)
+        assert ledger.overview().last_errors == ()
+        wait_until(lambda: one.step("second", lambda: False), "it is asked again")
+    (error,) = ledger.overview().last_errors
+    assert error.code == "commitment-unanswered"
+
+
 def test_pacs_that_never_reports_is_asked_by_query_in_the_end(tmp_path, ledger, spool):
     with EmbeddedPacs(tmp_path / "mute", reporting="never") as pacs:
         settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
@@ -531,6 +547,34 @@ def test_ended_files_are_purged_after_their_time_and_rows_stay(tmp_path, ledger,
     assert not row.derived_path.exists()
     assert ledger.instance(uid).stage is Stage.DONE
     assert ledger.expired(datetime.now(UTC) + timedelta(hours=1)) == []
+
+
+def test_files_of_what_has_just_ended_are_kept(tmp_path, ledger, spool, pacs):
+    settings = settings_with(tmp_path, pacs.port, spool={"keep_hours": 0.01})
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.DONE)
+        schedule.purge_files(settings, ledger, spool)
+    assert row.source_path.exists()
+    assert row.derived_path.exists()
+
+
+def test_sweep_that_fails_is_logged_without_values_and_runs_again():
+    runs = []
+
+    def sweep():
+        runs.append(1)
+        raise ZeroDivisionError(MARK)
+
+    one = schedule.Schedule({"purge": (0.05, sweep)})
+    with capture_logs() as lines:
+        one.start()
+        wait_until(lambda: len(runs) > 1, "it runs again")
+        one.stop()
+    assert {(line["event"], line["sweep"], line["exception"]) for line in lines} == {
+        ("sweep-failed", "purge", "ZeroDivisionError")
+    }
+    assert MARK not in str(lines)
 
 
 def test_parked_files_are_never_purged_nor_swept(tmp_path, ledger, spool, pacs, monkeypatch):

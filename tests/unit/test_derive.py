@@ -239,9 +239,10 @@ def test_unknown_scanner_is_said_to_be_unknown(tmp_path: Path) -> None:
 
 
 def test_general_equipment_may_be_the_node(tmp_path: Path) -> None:
-    ds = derived(tmp_path, parse({"derive": {"equipment": "node"}}))
+    ds = derived(tmp_path, parse({"derive": {"equipment": "node"}}), DeviceUID="1.2.3")
     assert ds.ManufacturerModelName == MODEL_NAME
     assert "DeviceSerialNumber" not in ds
+    assert "DeviceUID" not in ds
     assert ds.ContributingEquipmentSequence[0].ManufacturerModelName == "Scanner 9"
 
 

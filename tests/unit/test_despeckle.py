@@ -42,6 +42,15 @@ def test_frames_are_taken_one_batch_at_a_time(frames):
     assert taken == [0, 1]
 
 
+def test_threads_are_as_many_as_configured():
+    before = torch.get_num_threads()
+    try:
+        Despeckler.load(DespeckleSection(device="cpu", threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_strength_zero_hands_the_frames_through(frames):
     despeckler = Despeckler.load(DespeckleSection())
     for source, out in zip(frames, despeckler.frames(frames, 0.0), strict=True):

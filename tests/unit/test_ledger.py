@@ -791,6 +791,13 @@ def test_overview_counts_and_shows_the_newest_errors_first(ledger):
     ]
 
 
+def test_overview_shows_a_parked_delivery_once(ledger):
+    released(ledger, "1.2.3")
+    ledger.park_delivery(ledger.claim_send("w", soon())[0].id, "w", BAD)
+    assert stage_of(ledger) is Stage.PARKED
+    assert [(one.where, one.code) for one in ledger.overview().last_errors] == [("pacs", BAD.code)]
+
+
 def test_derived_objects_that_go_nowhere_do_not_expire(ledger):
     released(ledger, "1.2.3", destinations=())
     ledger.finish_audit(ledger.claim_audit("w", soon()).id, "w")

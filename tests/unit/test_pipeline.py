@@ -56,6 +56,28 @@ def test_report_counts_what_happened(tmp_path: Path) -> None:
     assert report.mean_shift == pytest.approx(shift)
 
 
+class _LooksAtItsFiles(MedianDespeckler):
+    """Notes which files the process has open while frames come out."""
+
+    def frames(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for frame in super().frames(*arguments, **options):
+            links = Path("/proc/self/fd").iterdir()
+            self.files = [str(link.readlink()) for link in links if link.is_symlink()]
+            yield frame
+
+
+def test_frames_wait_in_the_work_directory(tmp_path: Path) -> None:
+    """A cine's worth of pixels; the system's temporary folder may lie in memory."""
+    source = write_us_instance(tmp_path / "source.dcm", frames=3)
+    work = tmp_path / "work"
+    work.mkdir()
+    despeckler = _LooksAtItsFiles()
+    write = write_into(tmp_path / "out")
+    derive_instance(source, despeckler, Settings(), write, work_directory=work)
+    assert any(name.startswith(f"{work}/") for name in despeckler.files)
+    assert list(work.iterdir()) == []
+
+
 def test_monochrome1_is_shown_to_the_network_in_positive(tmp_path: Path) -> None:
     pixels = speckle(2, 96, 128)
     source = write_us_instance(tmp_path / "m1.dcm", pixels=~pixels, photometric="MONOCHROME1")
