@@ -78,6 +78,17 @@ def test_a_wrong_recipe_names_the_key(tmp_path, text, named):
         recipe.load(path)
 
 
+def test_what_only_the_trainer_knows_to_be_wrong_is_named_too(tmp_path):
+    pytest.importorskip("lightning")
+    from model import train
+
+    with pytest.raises(RecipeError, match=r"accelerator = 'abacus', devices = 1: .*invalid"):
+        train._trainer(Recipe(name="a", accelerator="abacus"), tmp_path, 0)
+    steered = Recipe(name="a", guidance={"every": 5, "targets": {"pnsr": 30.0}})
+    with pytest.raises(RecipeError, match=r"guidance\.targets: no metric 'pnsr' .* psnr"):
+        train._targets(steered, [], None)
+
+
 def test_a_recipe_of_another_encoding_is_named(tmp_path):
     path = tmp_path / "latin.toml"
     path.write_bytes('name = "x"  # für'.encode("latin-1"))
