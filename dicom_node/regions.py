@@ -197,7 +197,9 @@ def tissue_map(
     background = insonation.flat(luminances, tolerance)
     level = insonation.background_level(luminances[0], background)
     background |= insonation.bars(luminances[0], tolerance)
-    drawn_on = np.abs(luminances[0].astype(np.int16) - level) <= tolerance
+    drawn_on = np.logical_and.reduce(
+        [np.abs(image.astype(np.int16) - level) <= tolerance for image in luminances]
+    )
     drawings = insonation.lettering(luminances[0]) | insonation.ruled(luminances[0])
     textured = area & ~background & ~coloured & ~drawn_on & ~drawings
     found = insonation.views(textured)
@@ -334,8 +336,15 @@ def _shows_other_modes(dataset: Dataset) -> bool:
 
 
 def _unambiguous(found: list[Mask]) -> list[Mask]:
-    """The largest view and comparable ones beside it; none where any lies above or below it."""
-    if any(insonation.stacked(found[0], other) for other in found[1:]):
+    """The largest view and comparable ones beside it; none where one lies above or below it.
+
+    A smaller one counts there where the largest may be the sweep that it steers: a rectangle.
+    """
+    if not found:
         return []
-    least = _COMPARABLE * found[0].sum() if found else 0
-    return [view for view in found if view.sum() >= least]
+    largest = found[0]
+    alike = [view for view in found if view.sum() >= _COMPARABLE * largest.sum()]
+    doubtful = found if insonation.rectangular(largest) else alike
+    if any(insonation.stacked(largest, other) for other in doubtful[1:]):
+        return []
+    return alike

@@ -34,6 +34,7 @@ _DENSE: Final = 0.5
 _COMPARABLE: Final = 0.04
 """Components down to this share of the largest one's area are views of their own: walls beyond a
 dark chamber, say, or a sector above the sweep that it steers."""
+_FILLS: Final = 0.8
 _COARSEST: Final = 16
 _BAR_WIDTH, _BAR_LENGTH, _BAR_CHANGE = 5, 16, 8
 _HARD: Final = 60
@@ -133,6 +134,12 @@ def stacked(first: Mask, second: Mask) -> bool:
     rows = first.any(axis=1) & second.any(axis=1)
     columns = first.any(axis=0) & second.any(axis=0)
     return bool(columns.sum() > rows.sum())
+
+
+def rectangular(view: Mask) -> bool:
+    """Whether a view fills its rectangle, as sweeps and linear probes do, and sectors do not."""
+    rows, columns = view.any(axis=1).sum(), view.any(axis=0).sum()
+    return bool(view.sum() >= _FILLS * rows * columns)
 
 
 def overlay_levels(luminance: Luminance, outside: Mask) -> list[int]:

@@ -137,6 +137,15 @@ def test_cine_that_begins_with_a_blank_frame_has_the_tissue_of_the_others(region
     assert not found.allowed[:30].any()
 
 
+@pytest.mark.parametrize("regions", [WHOLE, None])
+def test_tissue_where_the_first_frame_shows_none_is_that_of_the_others(regions) -> None:
+    frames = display(8)
+    frames[:3, :, :140] = 0  # the probe has no contact there yet
+    found = mapped(frames, regions)
+    assert found.allowed[60:180, 80:240].mean() > 0.95
+    assert not found.allowed[:30].any()
+
+
 def test_without_regions_the_area_is_estimated() -> None:
     found = mapped(display())
     truth = display()[0] > 0
@@ -162,6 +171,16 @@ def test_small_sector_above_a_large_sweep_makes_the_estimate_ambiguous() -> None
     image[:, 4:54, 120:200] = speckle(1, 50, 80)
     image[:, 70:235, 10:310] = speckle(1, 165, 300, seed=5)
     assert mapped(image).share == 0
+
+
+def test_small_sweep_under_a_large_sector_leaves_the_sector_certain() -> None:
+    row, column = np.mgrid[:ROWS, :COLUMNS]
+    sector = (np.abs(column - 160) < 0.8 * (row - 4)) & (row < 180)
+    image = np.where(sector, speckle(1, ROWS, COLUMNS), 0).astype(np.uint8)
+    image[:, 205:230, 110:200] = speckle(1, 25, 90, seed=5)
+    found = mapped(image)
+    assert found.allowed[60:170, 130:190].all()
+    assert not found.allowed[200:].any()
 
 
 @pytest.mark.parametrize("modes", ["0003", "0009", "0019", "0020", "0041", "0201"])
