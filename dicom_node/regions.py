@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from functools import cached_property
 from typing import Final, Literal
 
@@ -34,9 +34,6 @@ _STRONG: Final = 3
 """A pixel this many times past the grey tolerance is colour drawn on purpose, with soft edges."""
 _MODES: Final = 3
 """Index of the value of (0008,0008) *Image Type* that tells what modes an image shows."""
-_NOT_TISSUE: Final = 0x0002 | 0x0004 | 0x0008 | 0x0020 | 0x0040 | 0x0200
-"""PS3.3 C.8.5.6.1.1: M-mode, CW and PW Doppler, colour M-mode, 3-D rendering, tissue
-characterisation."""
 _COMPARABLE: Final = 0.2
 """Where an area is estimated, views down to this share of the largest one are tissue like it."""
 _BELOW_ZERO: Final = 1 << 31
@@ -61,6 +58,17 @@ class SpatialFormat(IntEnum):
     SPECTRAL = 3
     WAVEFORM = 4
     GRAPHICS = 5
+
+
+class Mode(IntFlag):
+    """What value 4 of (0008,0008) adds up, PS3.3 C.8.5.6.1.1, without 2-D tissue and its colour."""
+
+    M_MODE = 1 << 1
+    CW_DOPPLER = 1 << 2
+    PW_DOPPLER = 1 << 3
+    COLOUR_M_MODE = 1 << 5
+    RENDERING = 1 << 6
+    TISSUE_CHARACTERISATION = 1 << 9
 
 
 class DataType(IntEnum):
@@ -330,7 +338,7 @@ def _shows_other_modes(dataset: Dataset) -> bool:
     try:
         values = dataset.get("ImageType")
         modes = values[_MODES] if isinstance(values, MultiValue) else "0"
-        return bool(int(modes, 16) & _NOT_TISSUE)
+        return any(int(modes, 16) & mode for mode in Mode)
     except MALFORMED:
         return False
 
