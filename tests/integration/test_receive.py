@@ -552,6 +552,8 @@ def test_unknown_caller_is_rejected_where_so_configured(tmp_path):
         assert rejection(node, calling="VIEW") == (1, 1, 3)
         with scanner(node.port, calling="US1") as association:
             assert association.is_established
+    with Node(tmp_path, peers=peers) as node, scanner(node.port, calling="VIEW") as association:
+        assert association.is_established
 
 
 def test_caller_from_an_address_that_is_not_its_own_is_rejected(tmp_path):

@@ -349,7 +349,8 @@ def test_association_over_which_the_caller_fails_is_aborted():
     aborted = threading.Event()
     handler = (evt.EVT_ABORTED, lambda _event: aborted.set())
     with answering(handler, classes=[Verification]) as port:
-        with pytest.raises(ZeroDivisionError), associate(settings_for(port), "pacs", ()):
+        settings = settings_for(port, receive={"network_timeout_seconds": 60.0})
+        with pytest.raises(ZeroDivisionError), associate(settings, "pacs", ()):
             raise ZeroDivisionError
         assert aborted.wait(10)
 

@@ -430,6 +430,15 @@ def test_stream_of_another_size_is_permanent(tmp_path: Path) -> None:
     assert failure(save(ds, tmp_path / "x.dcm")).code == "frame-size-differs"
 
 
+def test_stream_of_twelve_bits_is_skipped_whatever_the_header_says(tmp_path: Path) -> None:
+    ds = make_us_instance(transfer_syntax=uid.JPEGExtended12Bit)
+    frame_header = b"\xff\xc0\x00\x0b"
+    assert ds.PixelData.count(frame_header) == 1
+    ds.PixelData = ds.PixelData.replace(frame_header + b"\x08", b"\xff\xc1\x00\x0b\x0c")
+    error = failure(save(ds, tmp_path / "x.dcm"))
+    assert (type(error), error.code) == (Refused, "bits-unsupported")
+
+
 def test_nonsense_value_representation_is_mended(tmp_path: Path) -> None:
     path = written(tmp_path, LossyImageCompression="00")
     whole = path.read_bytes()
