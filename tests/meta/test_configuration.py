@@ -13,6 +13,7 @@ import pytest
 from dicom_node import __version__
 from dicom_node.attributes.identity import IMPLEMENTATION_VERSION_NAME
 from dicom_node.config import Peer, Settings, load, parse
+from dicom_node.errors import ConfigError
 from tests.peers import require_program
 
 ROOT = Path(__file__).parents[2]
@@ -165,3 +166,23 @@ def test_sysusers_and_tmpfiles_are_accepted(tmp_path):
         assert done.returncode == 0, done.stderr
     assert "dicom-node" in (root / "etc" / "passwd").read_text()
     assert (root / "var" / "lib" / "dicom-node").is_dir()
+
+
+def test_every_bundle_in_use_is_loaded_and_known_by_the_key_that_names_it_first():
+    settings = parse(
+        {
+            "despeckle": {"bundle": "quality", "threads": 3},
+            "peers": {
+                "plain": {"ae_title": "A"},
+                "breast": {"ae_title": "B", "bundle": "lesions"},
+                "other": {"ae_title": "C", "bundle": "lesions"},
+            },
+        }
+    )
+    used = {key: (section.bundle, section.threads) for key, section in settings.bundles.items()}
+    assert used == {"despeckle.bundle": ("quality", 3), "peers.breast.bundle": ("lesions", 3)}
+
+
+def test_key_that_is_missing_is_named():
+    with pytest.raises(ConfigError, match=r"peers\.pacs\.ae_title: missing; add it"):
+        parse({"peers": {"pacs": {}}})

@@ -46,6 +46,16 @@ def test_text_hardly_changes_the_width():
     assert speckle_px(x, removed) == pytest.approx(plain, rel=0.15)
 
 
+def test_width_is_that_of_the_speckle_also_between_dark_gaps():
+    x, removed = grain(3.0, 3.0)
+    plain = speckle_px(x, removed)
+    x, removed = x.clone(), removed.clone()
+    for top in range(0, 200, 20):
+        x[..., top : top + 10, :] = 0.0
+        removed[..., top : top + 10, :] = 0.0
+    assert speckle_px(x, removed) == pytest.approx(plain, rel=0.15)
+
+
 def test_a_dark_or_small_or_untouched_image_says_nothing():
     x, removed = grain(2.0, 2.0)
     assert math.isnan(speckle_px(torch.zeros_like(x), removed))
