@@ -202,6 +202,21 @@ def test_false_structures_are_found_where_they_are_and_only_there():
     assert metrics.false_structures(planted, planted, everywhere, threshold=4) == 0
 
 
+def test_departure_is_of_a_disc_against_the_ring_from_its_rim_to_twice_its_diameter():
+    flat, room = np.zeros((41, 41)), np.zeros((41, 41), bool)
+    room[10:31, 10:31] = True  # for one place alone
+
+    def departure(*radii):
+        planted = sum((disc(41, 41, (20, 20), radius) for radius in radii), flat)
+        (found,) = metrics.structure_departures(planted, flat, room, diameter_px=10)
+        return found
+
+    assert departure(5) == pytest.approx(1)
+    assert departure(10) == pytest.approx(0, abs=1e-9)
+    assert departure(5, 10) == pytest.approx(1)
+    assert departure(40) == pytest.approx(0, abs=1e-9)
+
+
 def test_false_structures_of_white_noise_follow_its_standard_error():
     rng = np.random.default_rng(4)
     flat = np.full((400, 400), 100.0)

@@ -156,8 +156,11 @@ def test_skipped_arrival_is_recorded_with_its_reason_and_never_claimed(ledger):
 def test_same_bytes_of_an_instance_that_the_worker_skipped_are_taken_again(ledger):
     ledger.record_arrival(arrival())
     ledger.skip(ledger.claim_derive("w", soon()).id, "w", NO_TISSUE)
+    other = arrival("1.2.4", received_at=after(1))
+    ledger.record_arrival(other)
     again = arrival()
     assert ledger.record_arrival(again)
+    assert ledger.known_files() == {again.path, other.path}
     claimed = ledger.claim_derive("w", soon())
     assert (claimed.source_path, claimed.error_code) == (again.path, None)
 
