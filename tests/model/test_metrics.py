@@ -359,12 +359,15 @@ def test_homogeneous_patches_are_taken_from_even_tissue():
     image = np.clip(rng.normal(120, 10, (192, 192)), 0, 255)
     image[:, 96:] += 80 * (np.mgrid[:192, :96][1] // 16 % 2)
     image[160:] = 0
+    image[:32, :32] = 111
+    image[2:32:4, 2:32:4] = 255  # even as none, but clipped
     patches = metrics.homogeneous_patches(image, count=6)
     assert len(patches) == 6
     for patch in patches:
         assert patch.sum() == 32 * 32
         assert not patch[160:].any()
         assert not patch[:, 96:].any()
+        assert not patch[:32, :32].any()
 
 
 def test_every_exported_metric_exists_and_every_column_can_be_printed():

@@ -227,6 +227,17 @@ def test_series_knows_its_arrivals_and_its_open_associations(ledger):
     assert waiting.open_associations == 1
 
 
+def test_series_counts_its_own_instances_and_associations_alone(ledger):
+    ledger.record_arrival(arrival("1.2.3", association="a"))
+    for uid in ("1.9.3", "1.9.4"):
+        ledger.record_arrival(arrival(uid, series="1.9", association=uid))
+    counts = {
+        each.series_instance_uid: (each.unsent, each.open_associations)
+        for each in ledger.series_arrivals(soon())
+    }
+    assert counts == {"1.2": (1, 1), "1.9": (2, 2)}
+
+
 def test_arrivals_recorded_out_of_order_keep_the_latest_time(ledger):
     ledger.record_arrival(arrival("1.2.3", received_at=after(9)))
     ledger.record_arrival(arrival("1.2.4", received_at=after(4)))
