@@ -209,7 +209,7 @@ def test_no_patient_in_anything_that_the_node_writes(tmp_path, node, pacs):
     assert all(_is_json(line) for line in node.logs.splitlines() if line.strip())
 
 
-def test_second_signal_is_not_needed_and_logs_say_why_it_ended(tmp_path, node):
+def test_second_signal_is_not_needed_and_logs_say_why_it_ended(node):
     process = node.start("receive")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
@@ -240,7 +240,7 @@ def test_wrong_file_under_a_running_node_ends_the_child_that_reads_it_alone(tmp_
     assert node.stop("serve") == 0
 
 
-def test_children_do_not_outlive_their_supervisor(tmp_path, node):
+def test_children_do_not_outlive_their_supervisor(node):
     node.start("serve")
     children = [_child_pid(node, name) for name in ("receive", "work")]
     node.kill("serve")

@@ -533,7 +533,7 @@ def test_compressed_transfer_syntaxes_are_preferred_whatever_the_senders_order(n
         assert association.accepted_contexts[0].transfer_syntax == [ExplicitVRLittleEndian]
 
 
-def test_wrong_called_ae_title_is_rejected(tmp_path, node):
+def test_wrong_called_ae_title_is_rejected(node):
     assert rejection(node, called="OTHER") == (1, 1, 7)
 
 
@@ -717,7 +717,7 @@ def test_receiver_loads_neither_torch_nor_the_model():
     assert done.stdout.strip() == "[]"
 
 
-def test_port_in_use_is_named(tmp_path, node):
+def test_port_in_use_is_named(node):
     twin = Receiver(node.settings, node.ledger, node.spool)
     with pytest.raises(Exception, match=r"receive\.port"):
         twin.start()

@@ -99,7 +99,7 @@ def test_interrupted_delivery_goes_out_again_where_the_peer_cannot_be_queried(tm
     assert not outcome.already_held
 
 
-def test_interrupted_delivery_goes_out_again_to_a_peer_that_takes_storage_alone(tmp_path):
+def test_interrupted_delivery_goes_out_again_to_a_peer_that_takes_storage_alone():
     interrupted = delivery_of(example(), state=DeliveryState.SENDING)
     with storage_alone(interrupted.sop_class_uid) as port:
         (outcome,) = sent(settings_for(port), [interrupted])
@@ -107,7 +107,7 @@ def test_interrupted_delivery_goes_out_again_to_a_peer_that_takes_storage_alone(
     assert not outcome.already_held
 
 
-def test_disk_that_fails_is_passing_and_a_file_that_is_gone_is_not(tmp_path, monkeypatch):
+def test_disk_that_fails_is_passing_and_a_file_that_is_gone_is_not(monkeypatch):
     delivery = delivery_of(example())
     for reason, kind in ((errno.EIO, Transient), (errno.ENOENT, Permanent)):
 

@@ -83,7 +83,7 @@ def test_a_scanner_stores_over_tls(node, people, tmp_path):
     assert sum(ledger.overview().stages.values()) == 5
 
 
-def test_a_large_cine_arrives_whole_over_tls(node, people, tmp_path):
+def test_a_large_cine_arrives_whole_over_tls(node, people):
     settings, ledger = node
     path = example("ybr_color")
     done = scanner(people, settings, "storescu", str(path), options=("-xy", "--max-pdu", "131072"))

@@ -95,7 +95,7 @@ def test_a_full_disk_and_a_dead_ledger_are_told(watched, monkeypatch):
     assert get("/metrics") == (503, "ledger-unavailable\n")
 
 
-def test_a_port_in_use_is_named(watched, tmp_path):
+def test_a_port_in_use_is_named(watched):
     _, ledger, spool = watched
     port = free_port()
     settings = parse({"watch": {"port": port}})

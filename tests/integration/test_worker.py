@@ -327,7 +327,7 @@ def test_passing_error_that_lasts_too_long_is_parked_and_retry_revives_it(
         wait_stage(ledger, uid, Stage.DONE)
 
 
-def test_refusing_pacs_parks_the_delivery_with_its_status(tmp_path, ledger, spool, settings, pacs):
+def test_refusing_pacs_parks_the_delivery_with_its_status(ledger, spool, settings, pacs):
     pacs._answer = lambda _uid: 0xC123
     uid = arrive(ledger, spool)
     with working(settings, ledger, spool):
@@ -506,9 +506,7 @@ def test_slow_pacs_does_not_keep_another_one_waiting(tmp_path, ledger, spool, pa
     assert states("dead") == {DeliveryState.PENDING: 1}
 
 
-def test_destination_that_was_removed_from_the_configuration_is_parked(
-    tmp_path, ledger, spool, pacs, monkeypatch
-):
+def test_destination_that_was_removed_from_the_configuration_is_parked(tmp_path, ledger, spool):
     settings = settings_with(tmp_path, free_port())
     uid = arrive(ledger, spool)
     with working(settings, ledger, spool):

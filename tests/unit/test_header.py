@@ -75,7 +75,7 @@ def test_own_output_is_recognised_from_the_header_alone(tmp_path, syntax):
     "keyword", ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
 )
 @pytest.mark.parametrize("value", [None, "", "1.2/3", "../../x", "1" * 70, ["1.2", "1.3"], MARK])
-def test_missing_or_invalid_uid_is_refused_by_its_tag_not_its_value(tmp_path, keyword, value):
+def test_missing_or_invalid_uid_is_refused_by_its_tag_not_its_value(keyword, value):
     dataset = small_object(**{keyword: value})
     with pytest.raises(Refused) as caught:
         identity_of(dataset, ExplicitVRLittleEndian)
