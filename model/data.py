@@ -99,6 +99,8 @@ class Simulation:
         Part of the scenes that take their map from it.
     faint_share : float
         Part of the scenes that are nearly even tissue with faint lesions.
+    detail_share : float
+        Part of the scenes that are full of points, clefts and fine lines.
     overlay_share : float
         Part of the scenes with burned-in text, callipers and lines, which are to be kept.
     clustered_share : float
@@ -112,6 +114,7 @@ class Simulation:
     anatomy: Sequence[NDArray[np.uint8]] = ()
     anatomy_share: float = 0.3
     faint_share: float = 0.3
+    detail_share: float = 0.0
     overlay_share: float = 0.3
     clustered_share: float = 0.0
     widened_share: float = 0.0
@@ -129,6 +132,8 @@ class Simulation:
         elif len(self.anatomy) and kind < self.faint_share + self.anatomy_share:
             chosen = self.anatomy[int(rng.integers(len(self.anatomy)))]
             phantom = phantoms.from_anatomy(rng, _at_least(chosen, before), (before, before))
+        elif kind < self.faint_share + self.anatomy_share + self.detail_share:
+            phantom = phantoms.detailed(rng, (before, before))
         else:
             phantom = phantoms.draw(rng, (before, before))
         clustered = self.clustered_share > 0 and rng.random() < self.clustered_share

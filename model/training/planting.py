@@ -33,6 +33,7 @@ REFERENCE_GREY = 100.0
 EDGES_PX = (0.5, 2.0)
 """Standard deviations of the blur of a lesion's edge."""
 _LOCAL_PX = 6.0
+_DETAILED = 0.5
 _CONTENT_VERSION = 2
 """Goes up whenever the same patches would be planted differently."""
 
@@ -110,12 +111,17 @@ class Planter:
 
     patches: Path
     answers: Path
+    details: bool = False
+    """Whether half of the patches get calcifications, clefts and fine lines as well."""
 
     def draw(self, rng: np.random.Generator) -> Pair:
         """Any of the patches with lesions, and the answer with the same ones."""
         patches, answers = (np.load(path, mmap_mode="r") for path in (self.patches, self.answers))
         index = int(rng.integers(len(patches)))
-        added = phantoms.with_subtle_lesions(rng, np.zeros(patches.shape[1:], np.float32))
+        shape = patches.shape[1], patches.shape[2]
+        added = phantoms.with_subtle_lesions(rng, np.zeros(shape, np.float32))
+        if self.details and rng.random() < _DETAILED:
+            added = added + _resolved(phantoms.details(rng, shape)[0], rng.uniform(*EDGES_PX))
         planted, gained = plant(
             patches[index],
             added,
@@ -126,10 +132,17 @@ class Planter:
         return Pair(planted, answers[index] / np.float32(STEPS_PER_GREY) + gained)
 
 
+def _resolved(added_db: Map, beam_px: float) -> Map:
+    """Echogenicity as a beam sees it, whose width is the standard deviation: powers add up."""
+    power = ndimage.gaussian_filter(10 ** (added_db / 10), beam_px)
+    return np.asarray(10 * np.log10(power), dtype=np.float32)
+
+
 def planted_pool(
     taught: Pool,
     *,
     copies: int,
+    details: bool = False,
     seed: int,
     workers: int = 0,
     advance: Callable[[int], object] = lambda _: None,
@@ -142,6 +155,8 @@ def planted_pool(
         Real patches and the teacher's answers, on disk; see `model.training.distill`.
     copies : int
         As many times the patches are drawn, each with lesions of its own.
+    details : bool
+        Whether there are small, plain things as well.
     seed, workers, advance
         See `model.training.pool.draw`.
 
@@ -151,9 +166,10 @@ def planted_pool(
         Target and answer are the same.
     """
     answers = Path(str(taught.answers.filename))
+    content = f"{_CONTENT_VERSION}-details" if details else str(_CONTENT_VERSION)
     drawn = pool.draw(
-        taught.folder / f"planted-{_CONTENT_VERSION}-{answers.stem}-{copies}-{seed}",
-        Planter(taught.folder / "noisy.npy", answers).draw,
+        taught.folder / f"planted-{content}-{answers.stem}-{copies}-{seed}",
+        Planter(taught.folder / "noisy.npy", answers, details).draw,
         count=copies * len(taught),
         side=taught.noisy.shape[1],
         seed=seed,

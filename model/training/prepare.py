@@ -150,6 +150,7 @@ def _drawer(section: DataSection, given: Material, progress: Progress) -> pool.D
         maps,
         section.anatomy_share,
         section.faint_share,
+        section.detail_share,
         section.overlay_share,
         section.clustered_share,
         section.widened_share,

@@ -88,6 +88,8 @@ class DataSection(_Section):
     """Share of scenes that take their map from a real image."""
     faint_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of scenes that are nearly even tissue with faint lesions."""
+    detail_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of scenes full of calcifications, clefts and fine lines."""
     overlay_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of scenes with burned-in text, callipers and lines, to be kept."""
     clustered_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -233,8 +235,10 @@ class Recipe(_Section):
                 "distillation.real_share, distillation.affinity: nobody would answer; name a "
                 "distillation.teacher, or leave them out"
             )
-        if self.data.faint_share + self.data.anatomy_share > 1:
-            raise ValueError("data.faint_share, data.anatomy_share: together at most 1")
+        if self.data.faint_share + self.data.anatomy_share + self.data.detail_share > 1:
+            raise ValueError(
+                "data.faint_share, data.anatomy_share, data.detail_share: together at most 1"
+            )
         if d.panel and not (d.teacher and d.output and not d.affinity):
             raise ValueError(
                 "distillation.panel: answers for simulated scenes alone, and has no features; name "

@@ -140,6 +140,7 @@ def _real(
     return planting.planted_pool(
         real,
         copies=section.real_planted,
+        details=recipe.data.detail_share > 0,
         seed=recipe.data.seed,
         workers=recipe.data.workers,
         advance=lambda count: progress.advance(task, count),
