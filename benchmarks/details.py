@@ -99,7 +99,7 @@ def points(rng: np.random.Generator, level_db: float) -> Phantom:
                 first + CELL_PX // 2 - 1 + int(rng.integers(-3, 4)) for first in (top, left)
             )
             db[row : row + 2, column : column + 2] = level_db
-            found.append(_marked(row + 0.5, column + 0.5, 1, 1, level_db, 2))
+            found.append(_marked((row + 0.5, column + 0.5), (1, 1), level_db, 2))
     return Phantom(db, np.zeros_like(db), tuple(found))
 
 
@@ -115,21 +115,19 @@ def clefts(rng: np.random.Generator, width_px: float) -> Phantom:
             ends = (int(column - CLEFT_LENGTH_PX / 2), int(column + CLEFT_LENGTH_PX / 2))
             weight = np.clip(0.5 + width_px / 2 - np.abs(rows - row), 0, 1)
             db[:, max(ends[0], 0) : ends[1]] += np.float32(CLEFT_DB) * weight
-            half = CLEFT_LENGTH_PX / 2 - 6
-            found.append(
-                _marked(row, column, max(width_px / 2 - 0.5, 0.5), half, CLEFT_DB, width_px)
-            )
+            halves = (max(width_px / 2 - 0.5, 0.5), CLEFT_LENGTH_PX / 2 - 6)
+            found.append(_marked((row, column), halves, CLEFT_DB, width_px))
     return Phantom(db, np.zeros_like(db), tuple(found))
 
 
 def _marked(
-    row: float, column: float, high: float, wide: float, contrast_db: float, size_px: float
+    centre: tuple[float, float], halves: tuple[float, float], contrast_db: float, size_px: float
 ) -> Lesion:
-    """The middle of a detail, and the tissue above, below and, where it is a point, beside it."""
+    """The inside of a detail, so many pixels to each side, and the tissue about it."""
     rows, columns = np.mgrid[:SIDE_PX, :SIDE_PX]
-    down, beside = np.abs(rows - row), np.abs(columns - column)
-    inside = (down <= high) & (beside <= wide)
-    reach = np.maximum(down - high, beside - wide)
+    down, beside = np.abs(rows - centre[0]), np.abs(columns - centre[1])
+    inside = (down <= halves[0]) & (beside <= halves[1])
+    reach = np.maximum(down - halves[0], beside - halves[1])
     return Lesion(inside, (reach > 4) & (reach <= 8), contrast_db, size_px)
 
 
