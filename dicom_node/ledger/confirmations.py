@@ -65,8 +65,6 @@ class ConfirmationLedger(DeliveryLedger):
         with self._database.write() as connection:
             for delivery_id in delivery_ids:
                 row = self._leased(connection, delivery_id, owner)
-                if row.state != DeliveryState.SENT:
-                    continue
                 self._set_state(
                     connection,
                     row,

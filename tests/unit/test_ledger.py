@@ -493,6 +493,14 @@ def test_stage_out_of_turn_is_a_fault(ledger):
     assert stage_of(ledger) is Stage.DERIVE
 
 
+def test_delivery_out_of_turn_is_a_fault(ledger):
+    released(ledger, "1.2.3")
+    (delivery,) = ledger.claim_send("w", soon())
+    with pytest.raises(Permanent, match="cannot go from pending to sent"):
+        ledger.mark_sent(delivery.id, "w")
+    assert ledger.overview().deliveries == {"pacs": {DeliveryState.PENDING: 1}}
+
+
 # --- deliveries --------------------------------------------------------------------------------
 
 
