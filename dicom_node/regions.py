@@ -36,8 +36,8 @@ _MODES: Final = 3
 """Index of the value of (0008,0008) *Image Type* that tells what modes an image shows."""
 _COMPARABLE: Final = 0.2
 """Where an area is estimated, views down to this share of the largest one are tissue like it."""
-_BELOW_ZERO: Final = 1 << 31
-"""A coordinate from here on is a negative one that was stored in an unsigned attribute."""
+_WRAPPED: Final = 1 << 32
+"""A coordinate in its upper half is a negative one that was stored in an unsigned attribute."""
 
 
 _KINDS: Final = ("RegionSpatialFormat", "RegionDataType")
@@ -130,8 +130,8 @@ def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
 
     Bounds in the data set are inclusive, from zero; a region may begin above or to the left of the
     image. Items whose bounds are incomplete, inverted or wholly outside it hold no pixel and are
-    dropped. An item that does not say what it
-    holds is of no kind (0): its pixels are not known to be tissue.
+    dropped. An item that does not say what it holds is of no kind (0): its pixels are not known to
+    be tissue.
     """
     regions = []
     try:
@@ -143,12 +143,20 @@ def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
         if len(bounds) < len(_BOUNDS):
             continue
         left, top, right, bottom = bounds
-        left, top = (0 if least >= _BELOW_ZERO else max(least, 0) for least in (left, top))
-        right, bottom = min(right, columns - 1), min(bottom, rows - 1)
+        left, right = _clipped(left, right, columns)
+        top, bottom = _clipped(top, bottom, rows)
         if left < right and top < bottom:
             spatial, kind = (_number(item, key) or 0 for key in _KINDS)
             regions.append(Region(spatial, kind, slice(top, bottom + 1), slice(left, right + 1)))
     return regions
+
+
+def _clipped(least: int, most: int, size: int) -> tuple[int, int]:
+    """Bounds along one axis of the image, inverted where nothing lies between them."""
+    if least >= _WRAPPED // 2:
+        least -= _WRAPPED
+        most -= _WRAPPED if most >= _WRAPPED // 2 else 0
+    return max(least, 0), min(most, size - 1)
 
 
 def _number(item: Dataset, keyword: str) -> int | None:

@@ -33,7 +33,7 @@ Frame = NDArray[np.uint8]
 _TWO_D, _TISSUE = 1, 1
 _WHITE: Final = 255
 _NEGATIVE: Final = 1 << 31
-"""Unsigned coordinates from here on were negative."""
+"""Unsigned coordinates from here on were negative, and are too large by twice as much."""
 ROUNDING_SHARE: Final = 0.001
 """Pixels that may differ by more than a grey level, as in the self-test of a bundle."""
 _VIVID: Final = 64
@@ -250,7 +250,10 @@ def _protected(source: Dataset, rows: int, columns: int) -> NDArray[np.bool_]:
         if None in bounds or kind == (0, 0):
             continue
         top, bottom, left, right = bounds
-        top, left = (0 if least >= _NEGATIVE else least for least in (top, left))
+        if top >= _NEGATIVE:
+            top, bottom = 0, bottom if bottom < _NEGATIVE else -1
+        if left >= _NEGATIVE:
+            left, right = 0, right if right < _NEGATIVE else -1
         area = tissue if kind == (_TWO_D, _TISSUE) else other
         area[max(top, 0) : max(bottom + 1, 0), max(left, 0) : max(right + 1, 0)] = True
     declared = bool(tissue.any() or other.any())

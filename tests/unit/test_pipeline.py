@@ -380,3 +380,6 @@ def test_auditor_sees_what_changed_in_a_region_that_begins_before_the_image(
     stated = write_us_instance(tmp_path / "stated.dcm", regions=[whole, trace])
     assert compare(plain, derived.path).problems == []
     assert "pixels outside the tissue regions changed" in compare(stated, derived.path).problems
+    trace.RegionLocationMaxX1 = 2**32 - 1
+    beside = write_us_instance(tmp_path / "beside.dcm", regions=[whole, trace])
+    assert compare(beside, derived.path).problems == []

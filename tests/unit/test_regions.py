@@ -71,6 +71,9 @@ def test_bounds_are_inclusive_and_clipped_to_the_image() -> None:
         region(50, 10, 40, 90),
         region(0, 0, 0, 0),
         region(COLUMNS + 5, 0, COLUMNS + 90, 90),
+        region(-90, 0, -5, 90),
+        region(2**32 - 90, 0, 2**32 - 5, 90),
+        region(0, 2**32 - 90, 90, 2**32 - 5),
         Dataset(),
     ],
 )
