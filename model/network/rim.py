@@ -191,15 +191,19 @@ def _evenly_black(image: Grey) -> Mask:
 
 def _signs(image: Grey, lit: Mask) -> Mask:
     """Letters, ticks and arrows that stand by themselves, however close to the tissue."""
-    spots, count = ndimage.label(lit, np.ones((3, 3)))
+    spots, _ = ndimage.label(lit, np.ones((3, 3)))
     pixels = np.bincount(spots.ravel())
-    brightest_level = np.zeros(count + 1, np.uint8)
-    np.maximum.at(brightest_level, spots.ravel(), image.ravel())
-    bright = lit & (image >= _MOST * brightest_level[spots])
-    full = np.bincount(spots[bright], minlength=count + 1) >= SIGN_FULL * pixels
-    signs = (pixels < SIGN_PIXELS) & (brightest_level >= SIGN_LEVEL) & full
-    signs[0] = False
-    return np.asarray(signs[spots])
+    small = pixels < SIGN_PIXELS
+    small[0] = False
+    places = np.flatnonzero(small[spots])
+    spot, level = spots.ravel()[places], image.ravel()[places]
+    brightest_level = np.zeros(len(pixels), np.uint8)
+    np.maximum.at(brightest_level, spot, level)
+    bright = np.bincount(spot[level >= _MOST * brightest_level[spot]], minlength=len(pixels))
+    signs = (brightest_level >= SIGN_LEVEL) & (bright >= SIGN_FULL * pixels)
+    found = np.zeros_like(lit)
+    found.ravel()[places] = signs[spot]
+    return found
 
 
 def _tissue(lit: Mask) -> Mask:
