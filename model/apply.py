@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,7 +150,8 @@ def apply_file(job: Job, despeckle: Despeckle) -> str:
         raise ImageError("the result would overwrite the image itself; choose another --output")
     if job.target.exists() and not _is_result(job.target):
         raise ImageError(
-            f"{job.target} is there already and no result of this command; choose another --output"
+            f"{job.target} is there already and bears no mark of this command, nor do results of "
+            "0.18.0 and before; remove it, or choose another --output"
         )
     try:
         with Image.open(job.source) as image:
@@ -193,21 +195,21 @@ def write_compared(job: Job, output: Path, folder: Path) -> None:
     path = (folder / job.target.relative_to(output)).with_suffix(COMPARED)
     try:
         with Image.open(job.source) as before, Image.open(job.target) as after:
-            write_panel(_shown(before), _shown(after), path)
+            bits = _bits(np.asarray(before)) if before.mode.startswith("I") else 8
+            write_panel(_shown(before, bits), _shown(after, bits), path)
     except OSError as error:
         raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _shown(image: Image.Image) -> Grey:
-    """Grey or red, green and blue with 8 bits; alpha is left out."""
+def _shown(image: Image.Image, bits: int) -> Grey:
+    """Grey of a depth, or red, green and blue, with 8 bits; alpha is left out."""
     if not image.mode.startswith("I"):
         grey = image.mode in ("L", "1", "LA", "La")
         return np.asarray(image.convert("L" if grey else "RGB"))
-    pixels = np.asarray(image).astype(np.int64)
-    return (pixels >> _bits(pixels) - 8).astype(np.uint8)
+    return (np.asarray(image) >> bits - 8).astype(np.uint8)
 
 
-def _bits(pixels: NDArray[np.int64]) -> int:
+def _bits(pixels: NDArray[np.integer[Any]]) -> int:
     """Depth that grey levels of a 16-bit file need."""
     return next(bits for bits in CONTAINER_BITS if pixels.max() < 1 << bits)
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from model import bundle as bundles
 from model import cli
-from model.apply import ImageError, Job, apply_file, despeckle_image, plan, run
+from model.apply import ImageError, Job, apply_file, despeckle_image, plan, run, write_compared
 
 
 def darker(grey):
@@ -255,7 +255,7 @@ def test_a_result_replaces_no_image_but_an_earlier_result(tmp_path):
     results = list(run(jobs, darker))
     assert original.read_bytes() == before
     (failed,) = (result for result in results if result.error)
-    assert "no result of this command; choose another --output" in failed.error
+    assert "bears no mark of this command" in failed.error
 
     written = Job(original, tmp_path / "out" / "a.png")
     apply_file(written, darker)
@@ -416,3 +416,14 @@ def test_command_shows_before_after_and_what_was_removed(tmp_path, fake_bundle, 
     before, after = shown[:, :37], shown[:, 45:82]
     assert np.abs(before - ramp()).max() <= 1
     assert np.abs(before - after - 10).max() <= 1
+
+
+def test_picture_shows_16_bit_levels_of_both_on_the_scale_of_the_source(tmp_path):
+    pixels = np.full((40, 50), 1000, np.uint16)
+    pixels[20, 20] = 1100
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    job = Job(tmp_path / "a.png", tmp_path / "out" / "a.png")
+    apply_file(job, lambda image: np.full_like(image, image.min()))
+    write_compared(job, tmp_path / "out", tmp_path / "pictures")
+    shown = np.asarray(Image.open(tmp_path / "pictures" / "a.compared.png"))[20:, :, 0].astype(int)
+    assert np.abs(shown[:10, :50] - shown[:10, 58:108]).max() <= 1
