@@ -145,12 +145,12 @@ def _derive(
     clock = Clock()
     with clock.measured("decode"):
         decoder = open_instance(source)
-        _require_room(decoder.geometry, settings.derive.transfer_syntax, work_directory)
         samples = _samples(decoder)
     with clock.measured("regions"):
         tissue = tissue_map(decoder.dataset, decoder.geometry, samples, settings.regions)
         _require_tissue(tissue)
     header, geometry = decoder.dataset, decoder.geometry
+    _require_room(geometry, settings.derive.transfer_syntax, work_directory)
     identity = identity_of(header, despeckler, settings)
     with tempfile.TemporaryFile(dir=work_directory) as waiting:
         report = _derive_frames(

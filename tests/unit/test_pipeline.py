@@ -170,6 +170,14 @@ def test_object_without_tissue_is_refused_and_nothing_is_written(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_object_without_tissue_is_refused_whatever_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "_LONGEST", 0)
+    with pytest.raises(Refused, match="no-tissue"):
+        derive(tmp_path, regions=[region(0, 0, 127, 95, spatial_format=3, data_type=3)])
+
+
 def test_touched_pixel_stops_the_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(frame: np.ndarray, *_: Any) -> np.ndarray:
         return frame ^ 1
