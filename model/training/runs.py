@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from model import bundle as bundles
 from model.cost import machine
 from model.student import parameters
-from model.training.recipe import Recipe
+from model.training.recipe import NetworkSection, Recipe
 
 LAST = "last.ckpt"
 """Checkpoint from which a run goes on; its ``state_dict`` holds the averaged weights."""
@@ -53,7 +52,6 @@ class LoadedRun:
         For a table: kind, size, steps and minutes.
     kind : str
         student, teacher or dncnn.
-    recipe : Recipe
     steps : int
         Of the training.
     minutes : float
@@ -66,7 +64,6 @@ class LoadedRun:
     label: str
     described: str
     kind: str
-    recipe: Recipe
     steps: int
     minutes: float
     description: dict[str, Any]
@@ -81,10 +78,13 @@ def load(folder: Path) -> LoadedRun:
     """
     description = describe(folder)
     try:
-        recipe = Recipe.model_validate(description["recipe"])
-    except (ValidationError, KeyError, TypeError) as error:
+        # Of the recipe no more than this: what is asked of recipes changes, old runs stay of use.
+        label, section = description["recipe"]["name"], description["recipe"]["network"]
+        shape = NetworkSection.model_validate(section)
+        network = shape.build()
+    except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{folder / DESCRIPTION}: holds no recipe of this release; run its recipe again"
+            f"{folder / DESCRIPTION}: holds no network of this release; run its recipe again"
         ) from error
     path = _weights_file(folder)
     if path.name == KEPT:
@@ -97,21 +97,18 @@ def load(folder: Path) -> LoadedRun:
         checkpoint = read_checkpoint(path)
         averaged = weights(checkpoint)
         steps, minutes = int(checkpoint["global_step"]), checkpoint["spent_seconds"] / 60
-    network = recipe.network.build()
     try:
         network.load_state_dict(averaged)
     except RuntimeError as error:
         raise RunError(f"{path}: is of another network than {DESCRIPTION} says") from error
     described = (
-        f"{recipe.network.kind}, {parameters(network):,} parameters, "
-        f"{steps:,} steps in {minutes:.0f} min"
+        f"{shape.kind}, {parameters(network):,} parameters, {steps:,} steps in {minutes:.0f} min"
     )
     return LoadedRun(
         network.eval(),
-        recipe.name,
+        label,
         described,
-        recipe.network.kind,
-        recipe,
+        shape.kind,
         steps,
         minutes,
         description,

@@ -485,3 +485,17 @@ def test_only_networks_of_one_shape_are_averaged(tmp_path):
     bundle.write_tensors(run / runs.KEPT, small.network.build().state_dict())
     with pytest.raises(bundle.BundleError, match="another shape"):
         export(Path("quality"), tmp_path, name="x", version="1", averaged={run: 0.5})
+
+
+def test_a_run_of_before_is_of_use_whatever_is_asked_of_recipes_since(tmp_path):
+    made = Recipe(name="before")
+    runs.write_description(tmp_path, made, {"steps": 20, "minutes": 1})
+    bundle.write_tensors(tmp_path / runs.KEPT, made.network.build().state_dict())
+    about = json.loads((tmp_path / runs.DESCRIPTION).read_text())
+    about["recipe"]["data"]["anatomy_share"] = 1.0  # with the faint scenes more than all
+    (tmp_path / runs.DESCRIPTION).write_text(json.dumps(about))
+    assert runs.load(tmp_path).label == "before"
+    del about["recipe"]["network"]
+    (tmp_path / runs.DESCRIPTION).write_text(json.dumps(about))
+    with pytest.raises(runs.RunError, match="no network of this release"):
+        runs.load(tmp_path)
