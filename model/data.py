@@ -32,7 +32,7 @@ def anatomy_maps(
 
     What a filter leaves of the speckle would become tissue, which a network then learns to keep
     as brush strokes. So images are averaged down, despeckled, and despeckled once more at half
-    the size, where coarse speckle is fine. Images smaller than 160 pixels are left out.
+    the size, where coarse speckle is fine. Images smaller than 100 pixels are left out.
 
     Parameters
     ----------

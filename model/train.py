@@ -112,10 +112,8 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
         }
         if earlier:
             about["earlier"] = earlier
-        if start is None:
-            last.unlink(
-                missing_ok=True
-            )  # a kill before the first checkpoint must not bring it back
+        if start is None:  # a kill before the first checkpoint must not bring an old one back
+            last.unlink(missing_ok=True)
         runs.write_description(folder, recipe, about)
     seed = (recipe.seed * 1000 + done) * 64 + resuming.rank()
     patches = _patches(recipe, taught, real, fresh, seed)
