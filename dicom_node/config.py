@@ -69,7 +69,7 @@ class ReceiveSection(_Section):
     require_called_ae_title: bool = True
     """Reject associations that call another AE title than ours."""
     require_known_caller: bool = False
-    """Reject calling AE titles that are not the `ae_title` of a peer with ``sends = true``."""
+    """Reject calling AE titles that are not the `ae_title` of a peer that `sends` or `receives`."""
     max_associations: Annotated[int, Field(ge=1, le=1000)] = 64
     """Associations served at once; further ones are rejected as a transient local limit."""
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1048576)] = 131072
@@ -116,7 +116,7 @@ class Peer(_Section):
     tls: bool = False
     """It is called with TLS. Needs `tls`."""
     sends: bool = True
-    """May send objects to this node."""
+    """May send objects to this node; false leaves it C-ECHO and commitment reports."""
     addresses: tuple[str, ...] = ()
     """Addresses or CIDR networks it may call from; empty means any."""
     bundle: str = ""

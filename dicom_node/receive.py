@@ -38,10 +38,11 @@ from dicom_node.config import Settings
 from dicom_node.errors import NodeError, Refused, Transient
 from dicom_node.ledger import Ledger
 from dicom_node.network import reactor, tls
-from dicom_node.network.admission import LOCAL_LIMIT, judge
+from dicom_node.network.admission import LOCAL_LIMIT, judge, may_send
 from dicom_node.network.contexts import (
     ULTRASOUND,
     accepted_contexts,
+    contexts_but_storage,
     served_as_storage,
     unlisted_contexts,
 )
@@ -213,7 +214,9 @@ class Receiver:
                 self._open.add(association)
         if refused is None:
             _log.info("receive-association", calling_ae=calling, address=address)
-            if self._settings.receive.other_sop_classes == "skip":
+            if not may_send(self._settings, calling):
+                association.acceptor.supported_contexts = contexts_but_storage()
+            elif self._settings.receive.other_sop_classes == "skip":
                 _accept_unlisted(association)
             return
         _log.warning(

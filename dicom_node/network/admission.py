@@ -44,3 +44,9 @@ def judge(settings: Settings, calling: str, called: str, address: str) -> Reject
     # A destination calls too: to report on a storage commitment.
     may_call = peer.sends or peer.receives or not settings.receive.require_known_caller
     return None if may_call and peer.admits(address) else CALLING_AE_UNKNOWN
+
+
+def may_send(settings: Settings, calling: str) -> bool:
+    """Whether an AE that may call may also store: a peer with ``sends = false`` may not."""
+    peer = settings.peer_of(calling)
+    return peer is None or peer.sends

@@ -91,12 +91,15 @@ def accepted_contexts(*, other_storage: bool) -> list[PresentationContext]:
     classes = sorted(map(str, ULTRASOUND))
     if other_storage:
         classes += sorted(_KNOWN.difference(classes))
-    contexts = [_context(each, TRANSFER_SYNTAXES) for each in classes]
-    contexts.append(_context(Verification, DEFAULT_TRANSFER_SYNTAXES))
+    return [*(_context(each, TRANSFER_SYNTAXES) for each in classes), *contexts_but_storage()]
+
+
+def contexts_but_storage() -> list[PresentationContext]:
+    """What a caller that may not store is served with."""
     commitment = _context(StorageCommitmentPushModel, DEFAULT_TRANSFER_SYNTAXES)
     # The archive is the SCP of the service that opens an association to report to us, its SCU.
     commitment.scu_role = commitment.scp_role = True
-    return [*contexts, commitment]
+    return [_context(Verification, DEFAULT_TRANSFER_SYNTAXES), commitment]
 
 
 def unlisted_contexts(proposed: Iterable[PresentationContext]) -> list[PresentationContext]:

@@ -556,6 +556,23 @@ def test_unknown_caller_is_rejected_where_so_configured(tmp_path):
         assert association.is_established
 
 
+@pytest.mark.parametrize("known_alone", [True, False])
+def test_peer_that_may_not_send_is_served_reports_and_echo_alone(tmp_path, known_alone):
+    pacs = {"ae_title": "PACS", "sends": False, "receives": True, "host": LOOPBACK, "port": 9}
+    proposed = [
+        *(UltrasoundImageStorage, "1.2.826.0.1.3680043.9"),
+        *(StorageCommitmentPushModel, Verification),
+    ]
+    contexts = [(each, ImplicitVRLittleEndian) for each in proposed]
+    with (
+        Node(tmp_path, peers={"pacs": pacs}, require_known_caller=known_alone) as node,
+        scanner(node.port, contexts, calling="PACS") as association,
+    ):
+        accepted = {context.abstract_syntax for context in association.accepted_contexts}
+        assert accepted == {StorageCommitmentPushModel, Verification}
+        assert association.send_c_echo().Status == StoreStatus.SUCCESS
+
+
 def test_caller_from_an_address_that_is_not_its_own_is_rejected(tmp_path):
     peers = {
         "far": {"ae_title": "FAR", "addresses": ["192.0.2.0/24"]},
