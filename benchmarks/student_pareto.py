@@ -181,7 +181,7 @@ def _trained(arguments: argparse.Namespace, run: str, network: str) -> Trained:
         made = merge(runs.load(arguments.runs / name).network).eval()
         scenes = validation_set(VALIDATION_SCENES)
         candidates.append(Trained(made, learning_rate, _gain(made, scenes)))
-    return max(candidates, key=lambda each: each.validation_gain)
+    return max(candidates, key=lambda each: np.nan_to_num(each.validation_gain, nan=-np.inf))
 
 
 @torch.inference_mode()

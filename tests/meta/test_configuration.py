@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 from dicom_node import __version__
-from dicom_node.attributes.identity import IMPLEMENTATION_VERSION_NAME
+from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.config import Peer, Settings, load, parse
 from dicom_node.errors import ConfigError
+from dicom_node.network.contexts import TRANSFER_SYNTAXES
+from dicom_node.network.status import StoreStatus, Verdict, verdict
 from tests.peers import require_program
 
 ROOT = Path(__file__).parents[2]
 NODE_TOML = ROOT / "config" / "node.toml"
+CONFORMANCE = ROOT / "docs" / "conformance.md"
 UNITS = sorted((ROOT / "systemd").glob("*.service"))
 
 
@@ -135,9 +138,34 @@ def test_port_104_also_needs_the_users_of_the_host():
 
 
 def test_conformance_statement_is_of_this_version():
-    text = (ROOT / "docs" / "conformance.md").read_text()
+    text = CONFORMANCE.read_text()
     assert f"Product: despeckle-node {__version__}." in text
     assert f"`{IMPLEMENTATION_VERSION_NAME}`" in text
+    assert f"`{IMPLEMENTATION_CLASS_UID}`" in text
+
+
+@pytest.mark.parametrize("syntax", TRANSFER_SYNTAXES, ids=str)
+def test_conformance_statement_has_every_accepted_transfer_syntax(syntax):
+    table = CONFORMANCE.read_text().partition("| transfer syntax |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"[.0-9]*[0-9]", table))
+    first, last = re.findall(r"MPEG-4 \.(\d+) to \.(\d+)", table)[0]
+    named |= {f".{number}" for number in range(int(first), int(last) + 1)}
+    shortened = str(syntax).removeprefix("1.2.840.10008.1.2.4")
+    assert shortened in named or shortened.removesuffix(".1") in named
+
+
+def test_conformance_statement_has_every_answer_to_a_c_store():
+    text = CONFORMANCE.read_text().partition("## 4.")[2].partition("## 5.")[0]
+    judged = text.partition("| answer to C-STORE |")[2].partition("\n\n")[0]
+    rows = dict(line.split(" | ") for line in judged.splitlines() if line.startswith("| "))
+    verdicts = {"stored": {"success", "warning"}, "repeated": {"retry"}, "parked": {"park"}}
+    for statuses, said in rows.items():
+        for status in re.findall(r"0x[0-9A-Fx]{4}", statuses):
+            wanted = verdicts[re.split(r"\W", said)[0]]
+            assert verdict(int(status.replace("xxx", "123").replace("xx", "12"), 16)) in wanted
+    named = {int(each, 16) for each in re.findall(r"0x[0-9A-F]{4}\b", "".join(rows))}
+    passing = {each for each in StoreStatus if verdict(each) is Verdict.RETRY}
+    assert passing - named <= {StoreStatus.OUT_OF_RESOURCES}
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 
 from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, MODEL_NAME, is_own_output
 from dicom_node.attributes.transcribe import serialise
@@ -89,6 +91,48 @@ def test_attribute_is_kept(tmp_path: Path, keyword: str) -> None:
     assert keyword in source
     copy = derived_from(save(source, tmp_path / "x.dcm"))
     assert copy[keyword].value == source[keyword].value
+
+
+STATEMENT = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
+IN_OTHER_WORDS = {
+    "InstanceCreationTime": "InstanceCreationDate, -Time",
+    "SmallestImagePixelValue": "Smallest and Largest (Image) Pixel Value",
+    "LargestImagePixelValue": "Smallest and Largest (Image) Pixel Value",
+    "PhotometricInterpretation": "PALETTE COLOR without a coloured pixel",
+    "SamplesPerPixel": "Image Pixel module",
+    "RedPaletteColorLookupTableDescriptor": "of palette sources the LUTs",
+    "GreenPaletteColorLookupTableDescriptor": "of palette sources the LUTs",
+    "BluePaletteColorLookupTableDescriptor": "of palette sources the LUTs",
+    "RedPaletteColorLookupTableData": "of palette sources the LUTs",
+    "GreenPaletteColorLookupTableData": "of palette sources the LUTs",
+    "BluePaletteColorLookupTableData": "of palette sources the LUTs",
+    "PixelPaddingValue": "Pixel Padding Value",
+    "WindowCenter": "VOI LUT",
+    "WindowWidth": "VOI LUT",
+}
+"""How the conformance statement names what it does not name by its keyword."""
+
+
+@pytest.mark.parametrize("equipment", ["source", "node"])
+@pytest.mark.parametrize("palette", [False, True])
+def test_conformance_statement_names_every_attribute_that_is_not_copied(
+    tmp_path: Path, equipment: str, palette: bool
+) -> None:
+    own = {"SmallestImagePixelValue": 0, "LargestImagePixelValue": 9, "IconImageSequence": []}
+    source = make_us_instance(
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.6", **EXTRA | own, DeviceUID=f"{ROOT}.8"
+    )
+    if palette:
+        add_palette(source)
+        source.PixelPaddingValue = 0
+    settings = parse({"derive": {"equipment": equipment}})
+    copy = derived_from(save(source, tmp_path / "x.dcm"), settings)
+    table = STATEMENT.partition("## 5.")[2].partition("## 6.")[0]
+    others = {tag for tag in source.keys() | copy.keys() if source.get(tag) != copy.get(tag)}
+    assert len(others) > 10
+    for tag in others - {Tag("PixelData")}:
+        keyword = keyword_for_tag(tag)
+        assert IN_OTHER_WORDS.get(keyword, keyword) in table, keyword
 
 
 def test_identity_and_class(tmp_path: Path) -> None:
