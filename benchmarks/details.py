@@ -40,6 +40,8 @@ SIDE_PX, CELL_PX = 256, 26
 POINTS_DB = (10.0, 15.0, 20.0)
 """Of points of two pixels a side; the beam leaves less of it."""
 CLEFTS_PX, CLEFT_DB, CLEFT_LENGTH_PX = (2.0, 3.0, 4.0, 6.0), -20.0, 40
+SHOWN = ("points 20 dB", "across 3 px")
+"""In the picture."""
 Draw = Callable[[np.random.Generator], Phantom]
 
 
@@ -77,6 +79,7 @@ def main() -> None:
     bands = [
         [Tile(name, scenes[0].target.clip(0, 255)), *pictures[name]]
         for name, scenes in grounds.items()
+        if name in SHOWN
     ]
     print(f"wrote {figures.mosaic(bands, arguments.output / 'details.png')}")
 
