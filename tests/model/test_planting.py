@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from model.training import pool
 from model.training.planting import plant, planted_pool
@@ -94,6 +95,28 @@ def test_a_planted_pool_adds_to_the_answer_what_it_adds_to_the_patch(tmp_path, s
     others = [planted_pool(taught, copies=4, seed=2), planted_pool(other, copies=4, seed=1)]
     assert not np.array_equal(others[0].noisy, planted.noisy)
     assert not np.array_equal(others[1].taught, planted.taught)
+
+
+def test_details_are_planted_where_they_are_asked_for_alone(tmp_path, speckle):
+    np.save(tmp_path / "noisy.npy", speckle[None])
+    np.save(tmp_path / "target.npy", speckle[None].astype(np.uint16) * np.uint16(STEPS_PER_GREY))
+    np.save(tmp_path / "clustered.npy", np.zeros(1, bool))
+    taught = _answered(pool.load(tmp_path), 100)
+    without, given = (
+        planted_pool(taught, copies=16, seed=3, workers=1, details=each) for each in (False, True)
+    )
+    assert without.folder != given.folder
+    plain, detailed = (
+        [_fine(patch.astype(float) - speckle) for patch in each.noisy] for each in (without, given)
+    )
+    assert np.mean(detailed) > 3 * np.mean(plain)
+    assert np.quantile(detailed, 0.2) == 0, "not every patch has them"
+
+
+def _fine(gained):
+    """Share of the pixels that gain much more, or less, than what lies about them."""
+    about = ndimage.median_filter(gained, 9)
+    return float((np.abs(gained - about) > 30).mean())
 
 
 def _answered(real, grey):

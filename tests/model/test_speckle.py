@@ -207,3 +207,27 @@ def test_faint_phantoms_hold_faint_lesions_of_both_signs():
     assert 0.02 < (found > 1.8).mean() < 0.4
     assert 0.02 < (found < -1.8).mean() < 0.4
     assert np.abs(found).max() < 17
+
+
+def test_detailed_phantoms_hold_small_bright_points_and_thin_dark_clefts():
+    bright, dark, coherent = [], [], []
+    for seed in range(8):
+        added, specular = phantoms.details(np.random.default_rng(seed), (160, 160))
+        assert added.dtype == specular.dtype == np.float32
+        assert (added == 0).mean() > 0.5, "the tissue between them stays"
+        bright.append(added > 6)
+        dark.append(added < -6)
+        coherent.append(specular > 0)
+    for found in (bright, dark, coherent):
+        share = np.mean(found)
+        assert 0.001 < share < 0.2
+    widest = max(ndimage.distance_transform_edt(one).max() for one in dark)
+    assert 1 < widest < 14, "clefts that cross, but no lakes"
+    points = [ndimage.label(one)[1] for one in bright]
+    assert np.mean(points) > 5
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mean_converges_where_there_are_details(seed):
+    rng = np.random.default_rng((17, seed))
+    _assert_convergence(phantoms.detailed(rng, (112, 112)), Acquisition(), rng)
