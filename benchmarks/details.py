@@ -41,7 +41,8 @@ POINTS_DB = (10.0, 15.0, 20.0)
 """Of points of two pixels a side; the beam leaves less of it."""
 CLEFTS_PX, CLEFT_DB, CLEFT_LENGTH_PX = (2.0, 3.0, 4.0, 6.0), -20.0, 40
 SHOWN = ("points 20 dB", "across 3 px")
-"""In the picture."""
+"""In the picture, without `LEFT_OUT`."""
+LEFT_OUT = frozenset({"median", "Lee", "Frost", "TV", "wavelet", "OBNLM"})
 Draw = Callable[[np.random.Generator], Phantom]
 
 
@@ -60,7 +61,8 @@ def main() -> None:
             outputs = [contender.method(scene.noisy) for scene in scenes]
             size_px = scenes[0].lesions[0].diameter_px
             row[name], row[f"{name}, contrast"] = lesions_kept(outputs, scenes, size_px)
-            pictures.setdefault(name, []).append(Tile(contender.name, outputs[0]))
+            if contender.name not in LEFT_OUT:
+                pictures.setdefault(name, []).append(Tile(contender.name, outputs[0]))
         rows.append(row)
     settings = {
         "images": f"{arguments.images} of each kind, {SIDE_PX}x{SIDE_PX}, both simulators in turn",
