@@ -552,7 +552,11 @@ def test_unknown_caller_is_rejected_where_so_configured(tmp_path):
         assert rejection(node, calling="VIEW") == (1, 1, 3)
         with scanner(node.port, calling="US1") as association:
             assert association.is_established
-    with Node(tmp_path, peers=peers) as node, scanner(node.port, calling="VIEW") as association:
+    echo = [(Verification, ImplicitVRLittleEndian)]
+    with (
+        Node(tmp_path, peers=peers) as node,
+        scanner(node.port, echo, calling="VIEW") as association,
+    ):
         assert association.is_established
 
 

@@ -68,7 +68,7 @@ def test_the_recipes_of_a_release_grow_from_the_shipped_student(name):
             "network: selective: needs 2 widths",
         ),
         ('name = "x"\n[distillation]\nreal_share = 0.2', r"name a distillation\.teacher"),
-        ('name = "x"\n[data]\nfaint_share = 0.8', r"data\.anatomy_share: together at most 1"),
+        ('name = "x"\n[data]\nfaint_share = 0.8', r"data\.detail_share: together at most 1"),
     ],
 )
 def test_a_wrong_recipe_names_the_key(tmp_path, text, named):
