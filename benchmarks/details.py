@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.progress import track
 
-from model import figures
+from model import figures, metrics
 from model.data import VALIDATION_SEED
 from model.evaluation.contenders import (
     Contender,
@@ -88,9 +90,9 @@ def main() -> None:
 
 def _kinds() -> Iterator[tuple[str, Draw]]:
     for level in POINTS_DB:
-        yield f"points {level:g} dB", lambda rng, level=level: points(rng, level)
+        yield f"points {level:g} dB", partial(points, level_db=level)
     for width in CLEFTS_PX:
-        yield f"across {width:g} px", lambda rng, width=width: clefts(rng, width)
+        yield f"across {width:g} px", partial(clefts, width_px=width)
     yield "along 4 px", lambda rng: _turned(clefts(rng, 4.0))
 
 
@@ -138,10 +140,7 @@ def _marked(
 
 def _turned(phantom: Phantom) -> Phantom:
     """The same along the beam."""
-    lesions = tuple(
-        Lesion(each.mask.T, each.ring.T, each.contrast_db, each.diameter_px)
-        for each in phantom.lesions
-    )
+    lesions = tuple(replace(each, mask=each.mask.T, ring=each.ring.T) for each in phantom.lesions)
     turned: Map = np.ascontiguousarray(phantom.diffuse_db.T)
     return Phantom(turned, np.zeros_like(turned), lesions)
 
@@ -157,7 +156,7 @@ def _imaged(draw: Draw, count: int) -> list[Scene]:
 def _expected(scenes: Sequence[Scene]) -> float:
     """Mean contrast in the reference, grey levels."""
     contrasts = [
-        scene.target[each.mask].mean() - scene.target[each.ring].mean()
+        metrics.contrast(scene.target, each.mask, each.ring)
         for scene in scenes
         for each in scene.lesions
     ]

@@ -24,7 +24,7 @@ from model.cost import FLOAT32, FLOAT32_LAST, interleaved, runner
 from model.data import VALIDATION_SEED, validation_set
 from model.evaluation.scenes import SIMULATORS as SCENES_OF
 from model.evaluation.tables import Table, header, write
-from model.metrics import psnr
+from model.evaluation.trials import gain
 from model.network.reparameterise import merge
 from model.simulation.scene import Scene
 from model.student import despeckled, multiply_accumulates, parameters
@@ -91,8 +91,9 @@ SIMULATORS = ("speckle", "array")
 def main() -> None:
     arguments = _arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    validation = validation_set(VALIDATION_SCENES)
     students = {
-        name: _trained(arguments, f"pareto-{number}", network)
+        name: _trained(arguments, f"pareto-{number}", network, validation)
         for number, (name, network) in enumerate(CANDIDATES.items())
     }
     torch.set_num_threads(arguments.threads)
@@ -160,8 +161,10 @@ class Trained:
     validation_gain: float
 
 
-def _trained(arguments: argparse.Namespace, run: str, network: str) -> Trained:
-    """The better of the learning rates."""
+def _trained(
+    arguments: argparse.Namespace, run: str, network: str, validation: Sequence[Scene]
+) -> Trained:
+    """By the learning rate that is better on the validation scenes."""
     candidates = []
     for learning_rate in LEARNING_RATES:
         name = f"{run}-{learning_rate:.0e}"
@@ -179,21 +182,13 @@ def _trained(arguments: argparse.Namespace, run: str, network: str) -> Trained:
         )
         train(recipe, arguments.runs)
         made = merge(runs.load(arguments.runs / name).network).eval()
-        scenes = validation_set(VALIDATION_SCENES)
-        candidates.append(Trained(made, learning_rate, _gain(made, scenes)))
+        candidates.append(Trained(made, learning_rate, _gain(made, validation)))
     return max(candidates, key=lambda each: np.nan_to_num(each.validation_gain, nan=-np.inf))
 
 
-@torch.inference_mode()
 def _gain(network: torch.nn.Module, scenes: Sequence[Scene]) -> float:
-    """Mean PSNR above that of the speckled input, dB."""
-    gains = []
-    for scene in scenes:
-        target = np.clip(scene.target, 0, 255)
-        image = despeckled(network, scene.noisy)
-        before, after = (psnr(each, target, data_range=255) for each in (scene.noisy, image))
-        gains.append(after - before)
-    return float(np.mean(gains))
+    """Mean over scenes, dB."""
+    return float(np.mean([gain(despeckled(network, scene.noisy), scene) for scene in scenes]))
 
 
 def _arguments() -> argparse.Namespace:

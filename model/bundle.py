@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.student import Architecture, Student
 
@@ -154,7 +155,7 @@ def load(name_or_path: str | Path) -> Bundle:
         probe, output = vectors["input"].numpy(), vectors["output"].numpy()
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{folder}: weights do not fit the architecture; export again") from error
-    if not finite(student):
+    if not finite(student.state_dict().values()):
         raise BundleError(f"{folder / WEIGHTS}: holds weights that are no numbers; train anew")
     return Bundle(
         folder,
@@ -165,9 +166,9 @@ def load(name_or_path: str | Path) -> Bundle:
     )
 
 
-def finite(network: nn.Module) -> bool:
+def finite(weights: Iterable[Tensor]) -> bool:
     """Whether no weight is infinite or no number."""
-    return all(bool(torch.isfinite(weight).all()) for weight in network.state_dict().values())
+    return all(bool(torch.isfinite(weight).all()) for weight in weights)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -77,7 +77,7 @@ def export(
     if averaged:
         training = {**training, "averaged": _average_in(student, averaged)}
     _round(student)
-    if not bundles.finite(student):
+    if not bundles.finite(student.state_dict().values()):
         raise bundles.BundleError(
             f"{checkpoint}: weights are no numbers; train again with a lower learning rate"
         )

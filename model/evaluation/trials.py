@@ -121,7 +121,7 @@ def on_scenes(method: Method, trials: Trials) -> Figures:
     for name, scenes in trials.scenes.items():
         outputs = [method(scene.noisy) for scene in scenes]
         pairs = list(zip(outputs, scenes, strict=True))
-        found[f"{name}, gain dB"] = float(np.mean([_gain(*pair) for pair in pairs]))
+        found[f"{name}, gain dB"] = float(np.mean([gain(*pair) for pair in pairs]))
         found[f"{name}, gCNR"] = mean(value for pair in pairs for value in _gcnrs(*pair))
     return found
 
@@ -159,7 +159,8 @@ def on_real(method: Method, trials: Trials) -> Figures:
     }
 
 
-def _gain(image: Grey, scene: Scene) -> float:
+def gain(image: Grey, scene: Scene) -> float:
+    """PSNR of an output above that of the speckled input, dB."""
     target = np.clip(scene.target, 0, 255)
     before, after = (
         metrics.psnr(each, target, data_range=255) for each in (scene.noisy.astype(float), image)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from model.bundle import finite
+
 
 class DivergedError(RuntimeError):
     """The weights of a training are no numbers any more; the message says what to do."""
@@ -74,6 +76,4 @@ def _finite(checkpoint: dict[str, Any]) -> bool:
     The running mean takes a look at the weights every few steps only.
     """
     kept = (checkpoint.get("state_dict", {}), checkpoint.get("current_model_state", {}))
-    return all(
-        bool(torch.isfinite(weight).all()) for weights in kept for weight in weights.values()
-    )
+    return all(finite(weights.values()) for weights in kept)

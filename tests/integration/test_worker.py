@@ -443,14 +443,18 @@ def test_first_wait_for_a_report_is_no_failure_and_the_second_one_is(tmp_path, l
     assert error.code == "commitment-unanswered"
 
 
+def confirmed_by(settings, ledger, spool):
+    """By what means one instance is confirmed in the end, an item for each confirmation."""
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        wait_stage(ledger, uid, Stage.DONE)
+    return [e.detail for _, e in ledger.events() if e.name == EventName.INSTANCE_CONFIRMED]
+
+
 def test_pacs_that_never_reports_is_asked_by_query_in_the_end(tmp_path, ledger, spool):
     with EmbeddedPacs(tmp_path / "mute", reporting="never") as pacs:
         settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
-        uid = arrive(ledger, spool)
-        with working(settings, ledger, spool):
-            wait_stage(ledger, uid, Stage.DONE)
-    details = [e.detail for _, e in ledger.events() if e.name == EventName.INSTANCE_CONFIRMED]
-    assert details == ["query"]
+        assert confirmed_by(settings, ledger, spool) == ["query"]
 
 
 def test_instance_that_every_report_leaves_out_is_asked_for_by_query_in_the_end(
@@ -460,11 +464,7 @@ def test_instance_that_every_report_leaves_out_is_asked_for_by_query_in_the_end(
         commit, "request", lambda *asked: commit.Report(asked[3], frozenset({"1.2.3"}))
     )
     settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
-    uid = arrive(ledger, spool)
-    with working(settings, ledger, spool):
-        wait_stage(ledger, uid, Stage.DONE)
-    details = [e.detail for _, e in ledger.events() if e.name == EventName.INSTANCE_CONFIRMED]
-    assert details == ["query"]
+    assert confirmed_by(settings, ledger, spool) == ["query"]
 
 
 def test_pacs_that_never_reports_and_cannot_be_queried_is_parked_with_the_remedy(
@@ -506,11 +506,16 @@ def test_slow_pacs_does_not_keep_another_one_waiting(tmp_path, ledger, spool, pa
     assert states("dead") == {DeliveryState.PENDING: 1}
 
 
-def test_destination_that_was_removed_from_the_configuration_is_parked(tmp_path, ledger, spool):
-    settings = settings_with(tmp_path, free_port())
+def derived(tmp_path, ledger, spool):
+    """An instance that waits for a PACS that is down; its UID."""
     uid = arrive(ledger, spool)
-    with working(settings, ledger, spool):
+    with working(settings_with(tmp_path, free_port()), ledger, spool):
         wait_until(lambda: ledger.overview().deliveries, "a delivery is there")
+    return uid
+
+
+def test_destination_that_was_removed_from_the_configuration_is_parked(tmp_path, ledger, spool):
+    uid = derived(tmp_path, ledger, spool)
     without = parse(
         {"node": {"state_directory": str(tmp_path)}, "assemble": {"quiet_seconds": 0.1}}
     )
@@ -521,9 +526,7 @@ def test_destination_that_was_removed_from_the_configuration_is_parked(tmp_path,
 
 
 def test_peer_that_is_to_receive_no_longer_is_sent_nothing(tmp_path, ledger, spool, pacs):
-    uid = arrive(ledger, spool)
-    with working(settings_with(tmp_path, free_port()), ledger, spool):
-        wait_until(lambda: ledger.overview().deliveries, "a delivery is there")
+    uid = derived(tmp_path, ledger, spool)
     taking = settings_with(tmp_path, pacs.port)
     peer = taking.peers["pacs"].model_copy(update={"receives": False})
     with working(taking.model_copy(update={"peers": {"pacs": peer}}), ledger, spool):
