@@ -127,12 +127,13 @@ class Simulation:
             setting = setting.widened(rng)
         before = int(np.ceil((self.side + 2) / setting.resize))
         kind = rng.random()
+        detailed = 0 <= kind - self.faint_share - self.anatomy_share < self.detail_share
         if kind < self.faint_share:
             phantom = phantoms.faint(rng, (before, before))
         elif len(self.anatomy) and kind < self.faint_share + self.anatomy_share:
             chosen = self.anatomy[int(rng.integers(len(self.anatomy)))]
             phantom = phantoms.from_anatomy(rng, _at_least(chosen, before), (before, before))
-        elif kind < self.faint_share + self.anatomy_share + self.detail_share:
+        elif detailed:
             phantom = phantoms.detailed(rng, (before, before))
         else:
             phantom = phantoms.draw(rng, (before, before))
@@ -144,7 +145,7 @@ class Simulation:
         noisy, target = formed.noisy[part], formed.target[part]
         if rng.random() < self.overlay_share:
             noisy, target = _overlay(rng, noisy, target)
-        return Pair(noisy, target, clustered)
+        return Pair(noisy, target, clustered, detailed)
 
 
 def _at_least(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

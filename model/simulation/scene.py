@@ -21,11 +21,14 @@ class Pair(NamedTuple):
         Expected display.
     clustered : bool
         Whether the scatterers gather in clusters.
+    detailed : bool
+        Whether it is full of points, clefts and fine lines.
     """
 
     noisy: NDArray[np.uint8]
     target: NDArray[np.float32]
     clustered: bool = False
+    detailed: bool = False
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def agreed(taught: Sequence[Pool]) -> Pool:
 
     Networks err apart, so that their mean errs less than any. In each scene an answer counts by the
     inverse square of its mean squared error. Where scatterers gather in clusters the reference
-    answers: what networks see in them is chance, and a student would learn to draw it.
+    answers: what networks see in them is chance, and a student would learn to draw it. It answers
+    where there are points and clefts, too: networks take those for speckle.
 
     Parameters
     ----------
@@ -145,14 +146,14 @@ def agreed(taught: Sequence[Pool]) -> Pool:
     """
     scenes, answers = taught[0], [pool.answers for pool in taught]
     names = " ".join(Path(str(answer.filename)).stem for answer in answers)
-    mark = hashlib.sha256(f"{names}, not of clusters".encode()).hexdigest()[:12]
+    mark = hashlib.sha256(f"{names}, not of clusters or details".encode()).hexdigest()[:12]
     path = scenes.folder / f"agreed-{mark}.npy"
     if not path.exists():
         part = path.with_suffix(".part")
         shape = scenes.noisy.shape
         said = mapped(part, np.uint16, shape)
         for index, reference in enumerate(scenes.target):
-            if scenes.clustered[index]:
+            if scenes.clustered[index] or scenes.detailed[index]:
                 said[index] = reference
                 continue
             each = np.stack([answer[index] for answer in answers])
@@ -179,7 +180,8 @@ def real_pool(images: Sequence[NDArray[np.uint8]], folder: Path, side: int) -> P
         noisy = np.stack([patch for image in images for patch in _squares(image, side)])
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "noisy.npy", noisy)
-        np.save(folder / "clustered.npy", np.zeros(len(noisy), bool))  # none that are known
+        for flags in ("clustered", "detailed"):
+            np.save(folder / f"{flags}.npy", np.zeros(len(noisy), bool))  # none that are known
         np.save(folder / "target.part.npy", noisy.astype(np.uint16) * np.uint16(STEPS_PER_GREY))
         (folder / "target.part.npy").replace(folder / "target.npy")
     return load(folder)

@@ -53,6 +53,8 @@ class Pool:
         Grey levels times `STEPS_PER_GREY`.
     clustered : ndarray, (scenes,), bool
         Whether scatterers gather in clusters.
+    detailed : ndarray, (scenes,), bool
+        Whether they are full of points, clefts and fine lines.
     taught : ndarray, (scenes, side, side), uint16, or None
         What a teacher says, in the same unit; see `model.training.distill`.
     features : ndarray, (scenes, side / 8, side / 8, dimensions), float16, or None
@@ -63,6 +65,7 @@ class Pool:
     noisy: NDArray[np.uint8]
     target: NDArray[np.uint16]
     clustered: NDArray[np.bool_]
+    detailed: NDArray[np.bool_]
     taught: NDArray[np.uint16] | None = None
     features: NDArray[np.float16] | None = None
 
@@ -170,7 +173,8 @@ def _draw_chunk(folder: Path, drawer: Drawer | None, count: int, seed: int, star
 
 
 def _put(pool: Pool, index: int, pair: Pair) -> None:
-    pool.noisy[index], pool.clustered[index] = pair.noisy, pair.clustered
+    pool.noisy[index] = pair.noisy
+    pool.clustered[index], pool.detailed[index] = pair.clustered, pair.detailed
     pool.target[index] = (np.clip(pair.target, 0, 255) * STEPS_PER_GREY).round()
 
 
@@ -178,6 +182,7 @@ _ARRAYS: dict[str, tuple[type[np.generic], int]] = {
     "noisy": (np.uint8, 3),
     "target": (np.uint16, 3),
     "clustered": (np.bool_, 1),
+    "detailed": (np.bool_, 1),
 }
 """What a pool keeps on disk: kind, and how many of scenes, rows and columns are its axes."""
 
@@ -296,6 +301,7 @@ class PatchStream(IterableDataset[Batch]):
                 np.array(pool.noisy),
                 np.array(pool.target),
                 np.array(pool.clustered),
+                np.array(pool.detailed),
             )
         while True:
             owed += self.fresh_per_batch

@@ -73,7 +73,8 @@ def test_a_planted_pool_adds_to_the_answer_what_it_adds_to_the_patch(tmp_path, s
     target = np.stack([image.astype(np.uint16) * np.uint16(STEPS_PER_GREY) for image in noisy])
     np.save(tmp_path / "noisy.npy", noisy)
     np.save(tmp_path / "target.npy", target)
-    np.save(tmp_path / "clustered.npy", np.zeros(2, bool))
+    for flags in ("clustered", "detailed"):
+        np.save(tmp_path / f"{flags}.npy", np.zeros(2, bool))
     real = pool.load(tmp_path)
     with pytest.raises(ValueError, match="no teacher"):
         planted_pool(real, copies=4, seed=1)
@@ -100,7 +101,8 @@ def test_a_planted_pool_adds_to_the_answer_what_it_adds_to_the_patch(tmp_path, s
 def test_details_are_planted_where_they_are_asked_for_alone(tmp_path, speckle):
     np.save(tmp_path / "noisy.npy", speckle[None])
     np.save(tmp_path / "target.npy", speckle[None].astype(np.uint16) * np.uint16(STEPS_PER_GREY))
-    np.save(tmp_path / "clustered.npy", np.zeros(1, bool))
+    for flags in ("clustered", "detailed"):
+        np.save(tmp_path / f"{flags}.npy", np.zeros(1, bool))
     taught = _answered(pool.load(tmp_path), 100)
     without, given = (
         planted_pool(taught, copies=16, seed=3, workers=1, details=each) for each in (False, True)

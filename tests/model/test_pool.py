@@ -25,7 +25,7 @@ def ramp(rng):
     """A target that tells its own row and column, and the same image brighter as input."""
     offset = int(rng.integers(100))
     target = np.add.outer(np.arange(SIDE), np.arange(SIDE)).astype(np.float32) / 2 + offset
-    return Pair((target + 10).astype(np.uint8), target, clustered=offset < 50)
+    return Pair((target + 10).astype(np.uint8), target, clustered=offset < 50, detailed=offset > 70)
 
 
 def drawn(folder, count=40):
@@ -38,6 +38,8 @@ def test_a_scene_depends_on_its_seed_and_index_alone(tmp_path):
     assert np.array_equal(few.target, many.target[:20])
     assert np.array_equal(few.clustered, few.target[:, 0, 0] < 50 * STEPS_PER_GREY)
     assert 0 < few.clustered.sum() < 20
+    assert np.array_equal(few.detailed, few.target[:, 0, 0] > 70 * STEPS_PER_GREY)
+    assert 0 < few.detailed.sum() < 20
 
 
 def test_several_processes_draw_what_one_draws(tmp_path):

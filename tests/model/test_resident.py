@@ -22,7 +22,9 @@ def told_apart(folder, scenes=SCENES, first=0):
     target = (scene * 4096 + line * SIDE + column).astype(np.uint16)
     features = target.reshape(scenes, SIDE // 8, 8, SIDE // 8, 8)[:, :, 0, :, 0, None] / 32
     clustered = np.arange(first, first + scenes) % 3 == 0
-    return Pool(folder, noisy, target, clustered, 65535 - target, features.astype(np.float16))
+    return Pool(
+        folder, noisy, target, clustered, ~clustered, 65535 - target, features.astype(np.float16)
+    )
 
 
 def whole(levels):

@@ -83,7 +83,8 @@ def test_blocks_are_given_for_every_level():
 def a_pool(folder, count=6):
     rng = np.random.default_rng(0)
     noisy = rng.integers(0, 256, (count, 64, 64), np.uint8)
-    return Pool(folder, noisy, noisy.astype(np.uint16) * STEPS_PER_GREY, np.zeros(count, bool))
+    no = np.zeros(count, bool)
+    return Pool(folder, noisy, noisy.astype(np.uint16) * STEPS_PER_GREY, no, no)
 
 
 def test_what_a_teacher_says_is_its_self_ensembled_output(tmp_path, teacher):
@@ -173,10 +174,11 @@ def test_a_panel_counts_by_how_near_each_comes_in_a_scene(tmp_path):
     assert said[3:] == pytest.approx(100, abs=0.01)
 
 
-def test_where_scatterers_gather_in_clusters_the_reference_answers(tmp_path):
+@pytest.mark.parametrize("known", ["clustered", "detailed"])
+def test_of_clusters_and_of_details_the_reference_answers(tmp_path, known):
     given = a_pool(tmp_path)
     even = np.full_like(given.target, 100 * STEPS_PER_GREY)
-    given = replace(given, target=even, clustered=np.arange(len(given)) % 2 == 1)
+    given = replace(given, target=even, **{known: np.arange(len(given)) % 2 == 1})
     said = distill.agreed([answered(given, "one", 3.0), answered(given, "other", 3.0)]).taught
     assert np.array_equal(said[1::2], given.target[1::2])
     assert np.array_equal(said[::2], given.target[::2] + 3 * STEPS_PER_GREY)
