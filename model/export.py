@@ -157,8 +157,10 @@ def _run_folder(source: Path) -> Path:
     return source.parent if source.suffix and not source.is_dir() else source
 
 
-def _attributed(source: Path) -> list[str]:
+def _attributed(source: Path, after: frozenset[Path] = frozenset()) -> list[str]:
     """Sources of real images behind a bundle, or behind the one that a run began with."""
+    if source in after:
+        return []  # runs under one name after another may name each other
     if _is_bundle(source):
         return bundles.load(source).manifest.attribution
     try:
@@ -166,7 +168,7 @@ def _attributed(source: Path) -> list[str]:
     except (runs.RunError, KeyError):
         return []  # it began with a run that is not here any more
     began_with = recipe.get("optimiser", {}).get("start_from", "")
-    return _attributed(Path(began_with)) if began_with else []
+    return _attributed(Path(began_with), after | {source}) if began_with else []
 
 
 def _round(student: Student) -> None:

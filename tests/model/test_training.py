@@ -391,6 +391,10 @@ def test_who_lent_images_to_a_bundle_is_named_by_all_that_come_of_it(tmp_path):
     made = export(run, tmp_path, name="grown", version="1")
     assert made.manifest.attribution == [*shipped, "mine"]
 
+    anew = Recipe(name="grown", optimiser={"start_from": str(run)})  # under the name it began with
+    runs.write_description(run, anew, {"steps": 1, "minutes": 0})
+    assert export(run, tmp_path, name="anew", version="1").manifest.attribution == []
+
 
 def test_a_card_is_of_the_last_export_unless_somebody_wrote_it(tmp_path, caplog):
     from model.export import export
