@@ -1,7 +1,8 @@
 """Despeckle image files: one PNG of the same name and size for each, nothing rescaled.
 
 Only grey pixels change. Coloured ones, alpha, size and bit depth stay; grey levels are never
-stretched, so that two frames of one cine stay comparable. What cannot keep its depth, colour or
+stretched, and 16-bit files of one folder are taken as of one depth, so that two frames of one cine
+stay comparable. What cannot keep its depth, colour or
 alpha of 16 bits, is refused. A result says in its PNG keyword *Software* what made it, and replaces
 nothing but an earlier result. For DICOM use ``dicom-node process``.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,17 +126,31 @@ def plan(paths: Sequence[Path], output: Path) -> tuple[list[Job], list[Result]]:
 
 def run(jobs: Sequence[Job], despeckle: Despeckle) -> Iterator[Result]:
     """Do one job after the other; a file that fails does not stop the next."""
+    together: defaultdict[Path, list[Path]] = defaultdict(list)
     for job in jobs:
+        together[job.source.parent].append(job.source)
+    depths: dict[Path, int] = {}
+    for job in jobs:
+        folder = job.source.parent
+        if folder not in depths:
+            depths[folder] = _depth(together[folder])
         try:
-            note = apply_file(job, despeckle)
+            note = apply_file(job, despeckle, depths[folder])
         except ImageError as error:
             yield Result(job, error=str(error))
         else:
             yield Result(job, note=note)
 
 
-def apply_file(job: Job, despeckle: Despeckle) -> str:
+def apply_file(job: Job, despeckle: Despeckle, least_bits: int = 8) -> str:
     """Despeckle one file.
+
+    Parameters
+    ----------
+    job : Job
+    despeckle : callable
+    least_bits : int
+        Depth of a 16-bit file, as its neighbours have it; more where its own grey levels need it.
 
     Returns
     -------
@@ -164,7 +180,7 @@ def apply_file(job: Job, despeckle: Despeckle) -> str:
                     "grey without alpha, or with 8 bits"
                 )
             image.load()
-            result, note = despeckle_image(image, despeckle)
+            result, note = despeckle_image(image, despeckle, least_bits)
             keep = _kept_information(image)
     except UnidentifiedImageError as error:
         raise ImageError("not an image that can be read (PNG, JPEG, BMP, TIFF)") from error
@@ -214,13 +230,30 @@ def _bits(pixels: NDArray[np.integer[Any]]) -> int:
     return next(bits for bits in CONTAINER_BITS if pixels.max() < 1 << bits)
 
 
+def _depth(files: Sequence[Path]) -> int:
+    """Depth that the 16-bit files among some need; what cannot be read or taken counts for none."""
+    most = 8
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith("I"):
+                    most = max(most, _bits(np.asarray(image)))
+        except (OSError, SyntaxError, ValueError, EOFError, StopIteration):
+            continue  # said when its turn comes
+        except Image.DecompressionBombError:
+            continue
+    return most
+
+
 def _loses_depth(image: ImageFile.ImageFile) -> bool:
     """Whether a picture that is not loaded yet has samples of 16 bits that Pillow makes 8."""
     deep = any(re.search(";16[BLN]", str(tile.args)) for tile in image.tile)  # BGR;16 is 5, 6, 5
     return deep and not image.mode.startswith("I")
 
 
-def despeckle_image(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Image, str]:
+def despeckle_image(
+    image: Image.Image, despeckle: Despeckle, least_bits: int = 8
+) -> tuple[Image.Image, str]:
     """Despeckle a loaded picture of any Pillow mode.
 
     Parameters
@@ -229,6 +262,8 @@ def despeckle_image(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Ima
         Grey stays grey, colour stays colour, alpha is kept; palettes are expanded.
     despeckle : callable
         Works on 8-bit grey.
+    least_bits : int
+        Of `apply_file`.
 
     Returns
     -------
@@ -242,7 +277,7 @@ def despeckle_image(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Ima
     """
     despeckle = _sparing_boxes(despeckle)
     if image.mode.startswith("I"):
-        return _sixteen_bit(image, despeckle)
+        return _sixteen_bit(image, despeckle, least_bits)
     if image.mode == "F":
         raise ImageError("has floating-point pixels, whose black and white are not known")
     transparent = "transparency" in image.info
@@ -304,12 +339,14 @@ def _luminance(colours: NDArray[np.int16]) -> Grey:
     return ((luma + 500) // 1000).astype(np.uint8)
 
 
-def _sixteen_bit(image: Image.Image, despeckle: Despeckle) -> tuple[Image.Image, str]:
-    """Change 16-bit grey by what 8-bit despeckling removes, on the scale of its own bit depth."""
+def _sixteen_bit(
+    image: Image.Image, despeckle: Despeckle, least_bits: int
+) -> tuple[Image.Image, str]:
+    """Change 16-bit grey by what 8-bit despeckling removes, on the scale of its bit depth."""
     pixels = np.asarray(image).astype(np.int64)
     if pixels.min() < 0 or pixels.max() >= 1 << CONTAINER_BITS[-1]:
         raise ImageError("has grey levels outside 0 to 65535; store it with 8 or 16 bits")
-    bits = _bits(pixels)
+    bits = max(least_bits, _bits(pixels))
     white = (1 << bits) - 1
     grey = ((pixels * 255 + white // 2) // white).astype(np.uint8)
     change = despeckle(grey).astype(np.int64) - grey

@@ -296,6 +296,7 @@ def apply(
 
     try:
         loaded = load(bundle)
+        loaded.self_test()
     except BundleError as error:
         raise _unusable(str(error)) from error
     jobs, failures = plan(image, output)

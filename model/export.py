@@ -59,8 +59,8 @@ def export(
     rim_px : int
         How far tissue is continued beyond the rim of a sector; `model.network.rim`.
     attribution : list of str, optional
-        Sources of real images that the training used, as their licences ask; those of the bundles
-        that the weights came from are added.
+        Sources of real images that the training used, as their licences ask; those of bundles that
+        the weights came from or that taught them are added.
 
     Raises
     ------
@@ -82,6 +82,13 @@ def export(
             f"{checkpoint}: weights are no numbers; train again with a lower learning rate"
         )
     sources = [name for each in (checkpoint, *(averaged or ())) for name in _attributed(each)]
+    sources = list(dict.fromkeys([*sources, *(attribution or [])]))
+    if training.get("images") and not sources:
+        _log.warning(
+            "%s: trained with %s real images whose source nobody names; add --attribution",
+            checkpoint,
+            training["images"],
+        )
     architecture = replace(
         student.architecture,
         retain=retain,
@@ -117,7 +124,7 @@ def export(
             "multiply_accumulates_per_pixel": round(multiply_accumulates(student) / (768 * 1024)),
         },
         licence=LICENCE,
-        attribution=list(dict.fromkeys([*sources, *(attribution or [])])),
+        attribution=sources,
     )
     _write_card(folder, manifest)
     (folder / bundles.MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
@@ -158,17 +165,27 @@ def _run_folder(source: Path) -> Path:
 
 
 def _attributed(source: Path, after: frozenset[Path] = frozenset()) -> list[str]:
-    """Sources of real images behind a bundle, or behind the one that a run began with."""
+    """Sources of real images behind a bundle, or behind what a run began with or learned from."""
     if source in after:
         return []  # runs under one name after another may name each other
     if _is_bundle(source):
         return bundles.load(source).manifest.attribution
     try:
-        recipe = runs.describe(_run_folder(source))["recipe"]
+        described = runs.describe(_run_folder(source))
+        recipe = described["recipe"]
     except (runs.RunError, KeyError):
         return []  # it began with a run that is not here any more
-    began_with = recipe.get("optimiser", {}).get("start_from", "")
-    return _attributed(Path(began_with), after | {source}) if began_with else []
+    behind = [
+        recipe.get("optimiser", {}).get("start_from", ""),
+        recipe.get("distillation", {}).get("teacher", ""),
+        *recipe.get("distillation", {}).get("panel", []),
+        recipe.get("data", {}).get("smoothed_by", "") if described.get("images") else "",
+    ]
+    return list(
+        dict.fromkeys(
+            name for each in behind if each for name in _attributed(Path(each), after | {source})
+        )
+    )
 
 
 def _round(student: Student) -> None:

@@ -88,7 +88,8 @@ def read_frames(path: Path, most: int = MOST_FRAMES) -> Iterator[Grey]:
     Yields
     ------
     ndarray, (rows, columns), uint8
-        0 is black. More than 8 bits are scaled by the bit depth, never stretched.
+        0 is black. More than 8 bits are scaled by the bit depth, never stretched; that of a
+        16-bit picture file is the least that its grey levels need.
 
     Raises
     ------

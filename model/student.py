@@ -62,6 +62,10 @@ class Architecture:
             raise ValueError(f"block {self.block!r} is unknown; there are: {', '.join(BLOCKS)}")
         if self.unshuffle not in (2, 4):
             raise ValueError(f"unshuffle: 2 or 4, not {self.unshuffle}")
+        if not (0 <= self.retain <= 1 and 0 <= self.retain_wide <= 1):
+            raise ValueError(f"retain {self.retain}, retain_wide {self.retain_wide}: 0 to 1")
+        if self.halvings < 0 or self.rim_px < 0:
+            raise ValueError(f"halvings {self.halvings}, rim_px {self.rim_px}: 0 or more")
         if self.selective and len(self.widths) <= self.keep_level:
             raise ValueError(f"selective: needs {self.keep_level + 1} widths at least")
 

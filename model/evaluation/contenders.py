@@ -77,6 +77,7 @@ def students(names: Sequence[str], strength: float = 1.0) -> list[Contender]:
     found = []
     for name in names:
         loaded = bundles.load(name)
+        loaded.self_test()
         method = _despeckle(loaded.student, strength)
         manifest = loaded.manifest
         label = "student" if len(names) == 1 else f"student {manifest.name}"

@@ -153,15 +153,16 @@ def residual_correlation(noisy: Image, image: Image) -> float:
 
 
 def residual_structure(noisy: Image, image: Image, *, scale_px: float = 2.0) -> float:
-    """Part of the input's large edges that went into what was removed.
+    """How much of the output's large edges is found in what was removed.
 
     The gradient of the removed part, at a scale above the speckle's, projected on the gradient of
-    the kept part where that is steepest, as a share of it.
+    the kept part where that is steepest, as a share of it. An edge that is gone altogether is not
+    among them: `gradient_kept` looks at the input's.
 
     Returns
     -------
     float
-        0 where no edge was touched, positive where edges were flattened, negative where they
+        0 where no kept edge was touched, positive where edges were flattened, negative where they
         were overdrawn; `nan` for a flat output.
     """
     kept = _gradient(image, scale_px)

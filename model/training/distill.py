@@ -91,7 +91,7 @@ def teach(
         shape = (len(pool), cells, cells, FEATURE_DIMENSIONS)
         kept, fresh = _array(pool.folder / f"features-{mark}.npy", shape, np.float16)
         new = new or fresh
-    marker = pool.folder / f"taught-{mark}.count"
+    marker = pool.folder / f"taught-{mark}{'-features' if features else ''}.count"
     start = int(marker.read_text()) if marker.exists() and not new else 0
     advance(start)
     device = next(teacher.parameters()).device

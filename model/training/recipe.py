@@ -118,9 +118,9 @@ class DistillationSection(_Section):
     teacher: str = ""
     """Folder of the teacher's run; no distillation where there is none."""
     supervised: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the terms against the simulated reference."""
+    """Parts of the reference in what a student aims at in simulated scenes."""
     output: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the terms against the teacher's output; 0 asks it about real images alone."""
+    """Parts of the teacher's output beside them; 0 asks it about real images alone."""
     panel: list[str] = []
     """Runs or bundles that answer together for simulated scenes, in the teacher's place."""
     affinity: Annotated[float, Field(ge=0)] = 0.0
@@ -238,6 +238,11 @@ class Recipe(_Section):
         if self.data.faint_share + self.data.anatomy_share + self.data.detail_share > 1:
             raise ValueError(
                 "data.faint_share, data.anatomy_share, data.detail_share: together at most 1"
+            )
+        if d.teacher and not d.supervised + d.output:
+            raise ValueError(
+                "distillation.supervised, distillation.output: parts of what the student aims at "
+                "in simulated scenes; give one of them more than 0"
             )
         if d.panel and not (d.teacher and d.output and not d.affinity):
             raise ValueError(

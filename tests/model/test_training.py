@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from model import bundle, data
 from model.bundle import BundleError
+from model.cli import app
 from model.evaluation.safety_grounds import Grounds, Size
 from model.evaluation.safety_measures import appeared, lesions_kept
 from model.network.reparameterise import merge
@@ -394,6 +396,69 @@ def test_who_lent_images_to_a_bundle_is_named_by_all_that_come_of_it(tmp_path):
     anew = Recipe(name="grown", optimiser={"start_from": str(run)})  # under the name it began with
     runs.write_description(run, anew, {"steps": 1, "minutes": 0})
     assert export(run, tmp_path, name="anew", version="1").manifest.attribution == []
+
+
+@pytest.mark.parametrize("of", ["teacher", "panel", "smoothed_by"])
+def test_who_lent_images_to_a_teacher_is_named_by_its_students(tmp_path, of, caplog):
+    from model.export import export
+
+    shipped = bundle.load("quality").manifest.attribution
+    learned = {
+        "teacher": {"distillation": {"teacher": "quality"}},
+        "panel": {"distillation": {"teacher": "gone", "panel": ["quality"]}},
+        "smoothed_by": {"data": {"smoothed_by": "quality"}},
+    }[of]
+    recipe = Recipe(name="learned", **learned)
+    run = tmp_path / "learned-run"
+    run.mkdir()
+    runs.write_description(run, recipe, {"steps": 1, "minutes": 0, "images": 3})
+    bundle.write_tensors(run / runs.KEPT, recipe.network.build().state_dict())
+    assert export(run, tmp_path, name="mine", version="1").manifest.attribution == shipped
+    assert "--attribution" not in caplog.text
+
+
+def test_a_run_with_images_of_nobody_is_warned_of(tmp_path, caplog):
+    from model.export import export
+
+    recipe = Recipe(name="alone", data={"smoothed_by": "", "images": "somewhere"})
+    run = tmp_path / "alone-run"
+    run.mkdir()
+    runs.write_description(run, recipe, {"steps": 1, "minutes": 0, "images": 3})
+    bundle.write_tensors(run / runs.KEPT, recipe.network.build().state_dict())
+    export(run, tmp_path, name="mine", version="1")
+    assert "--attribution" in caplog.text
+
+
+@pytest.mark.parametrize("changed", [{"retain": 7.0}, {"halvings": -2}, {"rim_px": -1}])
+def test_an_altered_manifest_is_refused(tmp_path, changed):
+    folder = tmp_path / "altered"
+    shutil.copytree(bundle.load("quality").folder, folder)
+    manifest = json.loads((folder / bundle.MANIFEST).read_text())
+    manifest["architecture"] |= changed
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(bundle.BundleError):
+        bundle.load(folder)
+
+
+def test_apply_refuses_a_bundle_that_computes_otherwise_than_its_release(tmp_path):
+    folder = tmp_path / "altered"
+    shutil.copytree(bundle.load("quality").folder, folder)
+    manifest = json.loads((folder / bundle.MANIFEST).read_text())
+    manifest["architecture"]["retain"] = 1.0
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+    image = tmp_path / "image.png"
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(image)
+    given = [str(image), "--output", str(tmp_path / "out"), "--bundle", str(folder)]
+    result = CliRunner().invoke(app, ["apply", *given])
+    assert result.exit_code == 2
+    assert "self-test" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_whose_answers_nothing_weighs_is_refused():
+    weightless = {"teacher": "quality", "supervised": 0, "output": 0, "real_share": 0.5}
+    with pytest.raises(ValueError, match=r"distillation\.supervised"):
+        Recipe(name="weightless", distillation=weightless)
 
 
 def test_a_card_is_of_the_last_export_unless_somebody_wrote_it(tmp_path, caplog):
