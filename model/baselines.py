@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 from unittest import mock
@@ -453,3 +453,23 @@ def _closed(image: Array, domain: str) -> Array:
     if domain == DISPLAY:
         return image
     return np.asarray(np.log(np.maximum(image, 1e-12)) / _NEPERS_PER_GREY)
+
+
+STRONGER: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "Lee": {"noise_std": (96.0, 136.0, 190.0)},
+    "wavelet": {"levels": (1, 2)},
+    "NLM": {"strength": (65.0, 85.0, 110.0, 140.0)},
+    "OBNLM": {"strength": (5.0, 7.0, 10.0, 14.0, 20.0)},
+    "BM3D": {"noise_std": (112.0,)},
+}
+"""What independent noise of up to 0.75 of the brightness asks for beyond the grids of speckle."""
+
+
+def for_strong_noise(baseline: Baseline) -> Baseline:
+    """The same with the values of `STRONGER` in its grid."""
+    more = STRONGER.get(baseline.name, {})
+    grid = {
+        name: tuple(sorted({*values, *more[name]})) if name in more else values
+        for name, values in baseline.grid.items()
+    }
+    return replace(baseline, grid=grid)

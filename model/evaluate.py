@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.progress import Progress, TaskID
 
-from model.baselines import Baseline
+from model.baselines import Baseline, for_strong_noise
 from model.data import VALIDATION_SEED
 from model.evaluation import cost as cost_protocol
 from model.evaluation import images as real_images
@@ -171,6 +171,7 @@ class Outcome:
 def paper(run: Run) -> Outcome:
     """Table A: multiplicative noise on real images that are taken as clean."""
     settings = run.settings
+    run = replace(run, baselines=[for_strong_noise(baseline) for baseline in run.baselines])
     parts = real_images.parted(settings.images)
     files = real_images.choose(parts.test, settings.images, settings.images_per_source)
     tuned_on = real_images.choose(parts.train, settings.images, 1)

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from model import baselines
-from model.baselines import BASELINES, Baseline, tune
+from model.baselines import BASELINES, Baseline, for_strong_noise, tune
 from model.metrics.fidelity import psnr
 
 BY_NAME = {baseline.name: baseline for baseline in BASELINES}
@@ -191,6 +191,17 @@ def test_tuning_finds_the_parameters_with_the_highest_psnr():
         )
 
     assert reached(chosen) == max(reached(parameters) for parameters in lee.settings())
+
+
+def test_strong_noise_is_tuned_for_beyond_the_grids_of_speckle():
+    rng = np.random.default_rng(3)
+    target = np.full((64, 64), 128, np.float32)
+    noisy = np.clip(target * (1 + 0.75**0.5 * rng.standard_normal(target.shape)), 0, 255)
+    scene = TunedOn(noisy.astype(np.uint8), target)
+    lee = BY_NAME["Lee"]
+    narrow, wide = (tune(each, [scene])["noise_std"] for each in (lee, for_strong_noise(lee)))
+    assert narrow == max(lee.grid["noise_std"]) < wide
+    assert for_strong_noise(BY_NAME["SRAD"]) == BY_NAME["SRAD"]
 
 
 def test_tuning_without_scenes_is_refused():
