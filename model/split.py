@@ -21,7 +21,7 @@ import pydicom
 from model.dicom_images import is_dicom, quiet
 
 HELD_OUT = frozenset({"plus_bone_L14"})
-"""Sources that are always tested on: they show how a student fares on organs it never saw."""
+"""Sources that are always tested on: they show how it fares on organs not trained for."""
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1
 DIVISIBLE = 3
