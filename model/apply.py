@@ -2,9 +2,9 @@
 
 Only grey pixels change. Coloured ones, alpha, size and bit depth stay; grey levels are never
 stretched, and 16-bit files of one folder are taken as of one depth, so that two frames of one cine
-stay comparable. What cannot keep its depth, colour or
-alpha of 16 bits, is refused. A result says in its PNG keyword *Software* what made it, and replaces
-nothing but an earlier result. For DICOM use ``dicom-node process``.
+stay comparable. What cannot keep its depth, colour or alpha of 16 bits, is refused. A result says
+in its PNG keyword *Software* what made it, and replaces nothing but an earlier result. For DICOM
+use ``dicom-node process``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,14 @@ def run(jobs: Sequence[Job], despeckle: Despeckle) -> Iterator[Result]:
     together: defaultdict[Path, list[Path]] = defaultdict(list)
     for job in jobs:
         together[job.source.parent].append(job.source)
-    depths: dict[Path, int] = {}
+
+    @cache
+    def depth(folder: Path) -> int:
+        return _depth(together[folder])
+
     for job in jobs:
-        folder = job.source.parent
-        if folder not in depths:
-            depths[folder] = _depth(together[folder])
         try:
-            note = apply_file(job, despeckle, depths[folder])
+            note = apply_file(job, despeckle, depth(job.source.parent))
         except ImageError as error:
             yield Result(job, error=str(error))
         else:
@@ -238,10 +240,15 @@ def _depth(files: Sequence[Path]) -> int:
             with Image.open(path) as image:
                 if image.mode.startswith("I"):
                     most = max(most, _bits(np.asarray(image)))
-        except (OSError, SyntaxError, ValueError, EOFError, StopIteration):
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            StopIteration,
+            Image.DecompressionBombError,
+        ):
             continue  # said when its turn comes
-        except Image.DecompressionBombError:
-            continue
     return most
 
 

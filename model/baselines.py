@@ -467,9 +467,8 @@ STRONGER: Mapping[str, Mapping[str, Sequence[Any]]] = {
 
 def for_strong_noise(baseline: Baseline) -> Baseline:
     """The same with the values of `STRONGER` in its grid."""
-    more = STRONGER.get(baseline.name, {})
-    grid = {
-        name: tuple(sorted({*values, *more[name]})) if name in more else values
-        for name, values in baseline.grid.items()
+    wider = {
+        name: tuple(sorted({*baseline.grid[name], *values}))
+        for name, values in STRONGER.get(baseline.name, {}).items()
     }
-    return replace(baseline, grid=grid)
+    return replace(baseline, grid={**baseline.grid, **wider})

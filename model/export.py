@@ -81,8 +81,8 @@ def export(
         raise bundles.BundleError(
             f"{checkpoint}: weights are no numbers; train again with a lower learning rate"
         )
-    sources = [name for each in (checkpoint, *(averaged or ())) for name in _attributed(each)]
-    sources = list(dict.fromkeys([*sources, *(attribution or [])]))
+    named = [name for each in (checkpoint, *(averaged or ())) for name in _attributed(each)]
+    sources = list(dict.fromkeys([*named, *(attribution or [])]))
     if training.get("images") and not sources:
         _log.warning(
             "%s: trained with %s real images whose source nobody names; add --attribution",
@@ -181,11 +181,7 @@ def _attributed(source: Path, after: frozenset[Path] = frozenset()) -> list[str]
         *recipe.get("distillation", {}).get("panel", []),
         recipe.get("data", {}).get("smoothed_by", "") if described.get("images") else "",
     ]
-    return list(
-        dict.fromkeys(
-            name for each in behind if each for name in _attributed(Path(each), after | {source})
-        )
-    )
+    return [name for each in behind if each for name in _attributed(Path(each), after | {source})]
 
 
 def _round(student: Student) -> None:

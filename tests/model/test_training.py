@@ -398,6 +398,12 @@ def test_who_lent_images_to_a_bundle_is_named_by_all_that_come_of_it(tmp_path):
     assert export(run, tmp_path, name="anew", version="1").manifest.attribution == []
 
 
+def _keep(run, recipe, **described):
+    run.mkdir()
+    runs.write_description(run, recipe, {"steps": 1, "minutes": 0, **described})
+    bundle.write_tensors(run / runs.KEPT, recipe.network.build().state_dict())
+
+
 @pytest.mark.parametrize("of", ["teacher", "panel", "smoothed_by"])
 def test_who_lent_images_to_a_teacher_is_named_by_its_students(tmp_path, of, caplog):
     from model.export import export
@@ -410,9 +416,7 @@ def test_who_lent_images_to_a_teacher_is_named_by_its_students(tmp_path, of, cap
     }[of]
     recipe = Recipe(name="learned", **learned)
     run = tmp_path / "learned-run"
-    run.mkdir()
-    runs.write_description(run, recipe, {"steps": 1, "minutes": 0, "images": 3})
-    bundle.write_tensors(run / runs.KEPT, recipe.network.build().state_dict())
+    _keep(run, recipe, images=3)
     assert export(run, tmp_path, name="mine", version="1").manifest.attribution == shipped
     assert "--attribution" not in caplog.text
 
@@ -422,33 +426,29 @@ def test_a_run_with_images_of_nobody_is_warned_of(tmp_path, caplog):
 
     recipe = Recipe(name="alone", data={"smoothed_by": "", "images": "somewhere"})
     run = tmp_path / "alone-run"
-    run.mkdir()
-    runs.write_description(run, recipe, {"steps": 1, "minutes": 0, "images": 3})
-    bundle.write_tensors(run / runs.KEPT, recipe.network.build().state_dict())
+    _keep(run, recipe, images=3)
     export(run, tmp_path, name="mine", version="1")
     assert "--attribution" in caplog.text
 
 
-@pytest.mark.parametrize("changed", [{"retain": 7.0}, {"halvings": -2}, {"rim_px": -1}])
-def test_an_altered_manifest_is_refused(tmp_path, changed):
-    folder = tmp_path / "altered"
-    shutil.copytree(bundle.load("quality").folder, folder)
+def _alter(folder, changed):
     manifest = json.loads((folder / bundle.MANIFEST).read_text())
     manifest["architecture"] |= changed
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("changed", [{"retain": 7.0}, {"halvings": -2}, {"rim_px": -1}])
+def test_an_altered_manifest_is_refused(other_bundle, changed):
+    _alter(other_bundle, changed)
     with pytest.raises(bundle.BundleError):
-        bundle.load(folder)
+        bundle.load(other_bundle)
 
 
-def test_apply_refuses_a_bundle_that_computes_otherwise_than_its_release(tmp_path):
-    folder = tmp_path / "altered"
-    shutil.copytree(bundle.load("quality").folder, folder)
-    manifest = json.loads((folder / bundle.MANIFEST).read_text())
-    manifest["architecture"]["retain"] = 1.0
-    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+def test_apply_refuses_a_bundle_that_computes_otherwise_than_its_release(other_bundle, tmp_path):
+    _alter(other_bundle, {"retain": 1.0})
     image = tmp_path / "image.png"
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(image)
-    given = [str(image), "--output", str(tmp_path / "out"), "--bundle", str(folder)]
+    given = [str(image), "--output", str(tmp_path / "out"), "--bundle", str(other_bundle)]
     result = CliRunner().invoke(app, ["apply", *given])
     assert result.exit_code == 2
     assert "self-test" in result.output
