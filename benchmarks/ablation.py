@@ -13,12 +13,12 @@ range over seeds.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from arms import Figures, Sections, Study, table
 
 from model.baselines import Grey
 from model.data import VALIDATION_SEED
@@ -26,11 +26,9 @@ from model.evaluate import default_images
 from model.evaluation import trials
 from model.evaluation.physics import measure
 from model.evaluation.safety_grounds import Grey8, Size
-from model.evaluation.tables import Table, header, write
+from model.evaluation.tables import header, write
 from model.evaluation.trials import Trials
-from model.metrics import COLUMNS
 from model.student import despeckled
-from model.train import train
 from model.training import runs
 
 PLAIN = {"charbonnier": 1.0}
@@ -42,7 +40,6 @@ FOUND = {"charbonnier": 3.24, "gradient": 0.944, "ms_ssim": 0.0051, "contrast": 
 """Where the controller had brought the weights after 5,000 steps, mean of three seeds."""
 REAL = {"real_share": 0.2, "real_halvings": 3, "real_retained": 0.4}
 SHIPPED = {"teacher": "{hedging}", "output": 3.0, "folds": 1, "real_planted": 2} | REAL
-Sections = Mapping[str, Mapping[str, object]]
 ARMS: Mapping[str, Sections] = {
     "plain student": {"loss": PLAIN},
     "+ distillation": {"loss": PLAIN, "distillation": ONE_TEACHER},
@@ -77,26 +74,19 @@ ON_SCENES = (
     "edge_strength",
     "mean_shift",
 )
-DIGITS = 2
-"""Of figures that the tables of evaluation have no column for."""
-NOTE = "Mean and half the range over seeds."
 STEERED_AT = (
     "Terms and controller steer at PSNR, edge strength and contrast alone; the shipped terms ask "
     "for survival as well."
 )
 GROUNDS, REAL_IMAGES = "even and clustered tissue, 3 dB lesions", "real images"
-Figures = dict[str, float]
 
 
 def main() -> None:
     arguments = _arguments()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     given = Trials.make(SEED, SIZE, arguments.scenes, arguments.images)
-    judged = {
-        arm: [_judged(number, seed, given, arguments) for seed in range(1, arguments.seeds + 1)]
-        for number, arm in enumerate(ARMS)
-    }
+    study = Study("ablation", _recipe(arguments), ARMS, lambda folder: figures(folder, given))
+    judged = study.judged(arguments)
     head = header(
         "Ablation",
         {
@@ -114,27 +104,9 @@ def main() -> None:
         GROUNDS: trials.GROUND_COLUMNS,
         REAL_IMAGES: trials.REAL_COLUMNS,
     }
-    tables = [_table(name, keys, judged) for name, keys in columns.items()]
+    tables = [table(name, keys, judged, STEERED_AT) for name, keys in columns.items()]
     for path in write(arguments.output, "ablation", tables, head):
         print(f"wrote {path}")
-
-
-def _judged(
-    number: int, seed: int, given: Trials, arguments: argparse.Namespace
-) -> dict[str, Figures]:
-    """Figures of a run by table, kept beside its recipe for the next start."""
-    name = f"ablation-{number}-{seed}"
-    recipe, kept = (arguments.output / f"{name}.{kind}" for kind in ("toml", "json"))
-    text = _recipe(name, seed, tuple(ARMS.values())[number], arguments)
-    if kept.exists():
-        before = json.loads(kept.read_text("utf-8"))
-        if before["recipe"] == text:
-            found: dict[str, Figures] = before["figures"]
-            return found
-    recipe.write_text(text, "utf-8")
-    found = figures(train(recipe, arguments.runs).parent, given)
-    kept.write_text(json.dumps({"recipe": text, "figures": found}), "utf-8")
-    return found
 
 
 def figures(folder: Path, given: Trials) -> dict[str, Figures]:
@@ -156,51 +128,23 @@ def figures(folder: Path, given: Trials) -> dict[str, Figures]:
     }
 
 
-def _table(
-    name: str, columns: Sequence[str], judged: Mapping[str, Sequence[Mapping[str, Figures]]]
-) -> Table:
-    labels = {key: COLUMNS[key].label if key in COLUMNS else key for key in columns}
-    rows = []
-    for arm, found in judged.items():
-        row = {"arm": arm}
-        for key, label in labels.items():
-            values = [figures[name][key] for figures in found]
-            digits = COLUMNS[key].digits if key in COLUMNS else DIGITS
-            spread = (max(values) - min(values)) / 2
-            row[label] = f"{np.mean(values):.{digits}f} ±{spread:.{digits}f}"
-        rows.append(row)
-    return Table(name[0].upper() + name[1:], ("arm", *labels.values()), rows, (NOTE, STEERED_AT))
-
-
-def _recipe(name: str, seed: int, sections: Sections, arguments: argparse.Namespace) -> str:
-    lines = [
-        f'name = "{name}"',
-        f"seed = {seed}",
-        "threads = 1",
-        'precision = "auto"',
-        "validation_scenes = 8",
-        f"validation_steps = {max(1, arguments.steps // 3)}",
-        "decides_in_clusters = false",
-        "[network]\nencoder = [0, 2, 2, 4]\ndecoder = [1, 1, 1]",
-        'block = "reparameterised"\nselective = true',
-        f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "{arguments.smoothed_by}"',
-        f"scenes = {arguments.pool}\nfaint_share = 0.45",
-        "clustered_share = 0.2\nwidened_share = 0.5",
-        f"[optimiser]\nminutes = 1000\nsteps = {arguments.steps}\nema_decay = 0.995",
-        f"batch = {BATCH}\ncrop = {CROP}\nlearning_rate = 2e-3",
-    ]
-    for section, values in sections.items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {_toml(value, arguments)}" for key, value in values.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: object, arguments: argparse.Namespace) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(each, arguments) for each in value) + "]"
-    if isinstance(value, str):
-        return f'"{value.format(teacher=arguments.teacher, hedging=arguments.hedging)}"'
-    return str(value)
+def _recipe(arguments: argparse.Namespace) -> str:
+    return "\n".join(
+        [
+            "threads = 1",
+            'precision = "auto"',
+            "validation_scenes = 8",
+            f"validation_steps = {max(1, arguments.steps // 3)}",
+            "decides_in_clusters = false",
+            "[network]\nencoder = [0, 2, 2, 4]\ndecoder = [1, 1, 1]",
+            'block = "reparameterised"\nselective = true',
+            f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "{arguments.smoothed_by}"',
+            f"scenes = {arguments.pool}\nfaint_share = 0.45",
+            "clustered_share = 0.2\nwidened_share = 0.5",
+            f"[optimiser]\nminutes = 1000\nsteps = {arguments.steps}\nema_decay = 0.995",
+            f"batch = {BATCH}\ncrop = {CROP}\nlearning_rate = 2e-3\n",
+        ]
+    )
 
 
 def _arguments() -> argparse.Namespace:
