@@ -50,7 +50,7 @@ FIGURES = {
 """Of an output and what is taken as clean; decimals."""
 ARM_SAYS = (
     "Without metric guidance the loss is of pixels alone; with it come terms of gradient and "
-    "MS-SSIM, and beside a teacher the controller, which steers at PSNR, edges and contrast."
+    "MS-SSIM, and beside a teacher the controller, which steers at PSNR, MS-SSIM and edges."
 )
 
 

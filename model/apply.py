@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from scipy import ndimage
 
+from model import depth
 from model.pictures import write_panel
 
 Grey = NDArray[np.uint8]
@@ -37,8 +37,6 @@ _LIT, _TINTED_SHARE = 40, 0.1
 """Share of the pixels above a level that are coloured: a tint, more than a caption or a bar."""
 _BOX_PX = 16
 """Side of the smallest square that counts as drawn: no speckle is even over so much."""
-CONTAINER_BITS = (8, 10, 12, 14, 16)
-"""Depths that a 16-bit file may really hold."""
 STILL_FORMATS_WITH_FRAMES = frozenset({"MPO"})
 """Formats whose further frames are previews of the first."""
 COMPARED = ".compared.png"
@@ -71,11 +69,14 @@ class Result:
         Why it failed; empty where the target was written.
     note : str
         Something to know about a file that was written, such as that all of it is coloured.
+    bits : int
+        Depth that its neighbours have, where it is a 16-bit file.
     """
 
     job: Job
     error: str = ""
     note: str = ""
+    bits: int = 8
 
 
 def plan(paths: Sequence[Path], output: Path) -> tuple[list[Job], list[Result]]:
@@ -132,16 +133,17 @@ def run(jobs: Sequence[Job], despeckle: Despeckle) -> Iterator[Result]:
         together[job.source.parent].append(job.source)
 
     @cache
-    def depth(folder: Path) -> int:
-        return _depth(together[folder])
+    def bits_in(folder: Path) -> int:
+        return depth.shared(together[folder])
 
     for job in jobs:
+        bits = bits_in(job.source.parent)
         try:
-            note = apply_file(job, despeckle, depth(job.source.parent))
+            note = apply_file(job, despeckle, bits)
         except ImageError as error:
             yield Result(job, error=str(error))
         else:
-            yield Result(job, note=note)
+            yield Result(job, note=note, bits=bits)
 
 
 def apply_file(job: Job, despeckle: Despeckle, least_bits: int = 8) -> str:
@@ -195,12 +197,12 @@ def apply_file(job: Job, despeckle: Despeckle, least_bits: int = 8) -> str:
     return note
 
 
-def write_compared(job: Job, output: Path, folder: Path) -> None:
+def write_compared(result: Result, output: Path, folder: Path) -> None:
     """Write before, after and what was removed side by side, of a file that was done.
 
     Parameters
     ----------
-    job : Job
+    result : Result
     output : Path
         Of `plan`; what is written has its place below `folder`, as ``<stem>.compared.png``.
     folder : Path
@@ -210,10 +212,13 @@ def write_compared(job: Job, output: Path, folder: Path) -> None:
     ImageError
         The picture cannot be written.
     """
+    job = result.job
     path = (folder / job.target.relative_to(output)).with_suffix(COMPARED)
     try:
         with Image.open(job.source) as before, Image.open(job.target) as after:
-            bits = _bits(np.asarray(before)) if before.mode.startswith("I") else 8
+            bits = result.bits
+            if depth.is_deep(before):
+                bits = max(bits, depth.needed(np.asarray(before)))
             write_panel(_shown(before, bits), _shown(after, bits), path)
     except OSError as error:
         raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
@@ -221,41 +226,16 @@ def write_compared(job: Job, output: Path, folder: Path) -> None:
 
 def _shown(image: Image.Image, bits: int) -> Grey:
     """Grey of a depth, or red, green and blue, with 8 bits; alpha is left out."""
-    if not image.mode.startswith("I"):
-        grey = image.mode in ("L", "1", "LA", "La")
-        return np.asarray(image.convert("L" if grey else "RGB"))
-    return (np.asarray(image) >> bits - 8).astype(np.uint8)
-
-
-def _bits(pixels: NDArray[np.integer[Any]]) -> int:
-    """Depth that grey levels of a 16-bit file need."""
-    return next(bits for bits in CONTAINER_BITS if pixels.max() < 1 << bits)
-
-
-def _depth(files: Sequence[Path]) -> int:
-    """Depth that the 16-bit files among some need; what cannot be read or taken counts for none."""
-    most = 8
-    for path in files:
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith("I"):
-                    most = max(most, _bits(np.asarray(image)))
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            EOFError,
-            StopIteration,
-            Image.DecompressionBombError,
-        ):
-            continue  # said when its turn comes
-    return most
+    if depth.is_deep(image):
+        return depth.eight_bits(np.asarray(image), bits)
+    grey = image.mode in ("L", "1", "LA", "La")
+    return np.asarray(image.convert("L" if grey else "RGB"))
 
 
 def _loses_depth(image: ImageFile.ImageFile) -> bool:
     """Whether a picture that is not loaded yet has samples of 16 bits that Pillow makes 8."""
     deep = any(re.search(";16[BLN]", str(tile.args)) for tile in image.tile)  # BGR;16 is 5, 6, 5
-    return deep and not image.mode.startswith("I")
+    return deep and not depth.is_deep(image)
 
 
 def despeckle_image(
@@ -283,7 +263,7 @@ def despeckle_image(
         The kind of pixels is not supported.
     """
     despeckle = _sparing_boxes(despeckle)
-    if image.mode.startswith("I"):
+    if depth.is_deep(image):
         return _sixteen_bit(image, despeckle, least_bits)
     if image.mode == "F":
         raise ImageError("has floating-point pixels, whose black and white are not known")
@@ -351,14 +331,17 @@ def _sixteen_bit(
 ) -> tuple[Image.Image, str]:
     """Change 16-bit grey by what 8-bit despeckling removes, on the scale of its bit depth."""
     pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() >= 1 << CONTAINER_BITS[-1]:
-        raise ImageError("has grey levels outside 0 to 65535; store it with 8 or 16 bits")
-    bits = max(least_bits, _bits(pixels))
+    try:
+        bits = max(least_bits, depth.needed(pixels))
+    except ValueError as error:
+        raise ImageError(str(error)) from error
     white = (1 << bits) - 1
-    grey = ((pixels * 255 + white // 2) // white).astype(np.uint8)
+    grey = depth.eight_bits(pixels, bits)
     change = despeckle(grey).astype(np.int64) - grey
     result = np.clip(pixels + np.rint(change * (white / 255)).astype(np.int64), 0, white)
-    note = "" if bits == CONTAINER_BITS[-1] else f"16-bit file taken as {bits}-bit grey levels"
+    note = (
+        "" if bits == depth.CONTAINER_BITS[-1] else f"16-bit file taken as {bits}-bit grey levels"
+    )
     return Image.fromarray(result.astype(np.uint16)), note
 
 

@@ -313,7 +313,7 @@ def apply(
                 continue
             if pictures is not None:
                 try:
-                    write_compared(result.job, output, pictures)
+                    write_compared(result, output, pictures)
                 except ImageError as error:
                     failed += 1
                     _report(result.job.source, str(error))

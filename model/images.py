@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from model import dicom_images
-from model.apply import CONTAINER_BITS, STILL_FORMATS_WITH_FRAMES, SUFFIXES
+from model import depth, dicom_images
+from model.apply import STILL_FORMATS_WITH_FRAMES, SUFFIXES
 from model.dicom_images import (
     MOST_COLOURED,
     Grey,
@@ -89,7 +90,7 @@ def read_frames(path: Path, most: int = MOST_FRAMES) -> Iterator[Grey]:
     ------
     ndarray, (rows, columns), uint8
         0 is black. More than 8 bits are scaled by the bit depth, never stretched; that of a
-        16-bit picture file is the least that its grey levels need.
+        16-bit picture file is the least that the grey levels of its folder need.
 
     Raises
     ------
@@ -201,7 +202,7 @@ def _pictures(path: Path, most: int) -> Iterator[Grey]:
             count = int(getattr(image, "n_frames", 1)) if several else 1
             for index in spread(count, most):
                 image.seek(index)
-                yield _pixels(image)
+                yield _pixels(image, path.parent)
     except UnidentifiedImageError as error:
         raise UnusableImageError(f"{path}: no image that can be read; remove it") from error
     except Image.DecompressionBombError as error:
@@ -210,14 +211,17 @@ def _pictures(path: Path, most: int) -> Iterator[Grey]:
         raise UnusableImageError(f"{path}: is damaged; export it anew or remove it") from error
 
 
-def _pixels(image: Image.Image) -> Grey:
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        bits = next((bits for bits in CONTAINER_BITS if wide.max() < 1 << bits), 0)
-        if not bits or wide.min() < 0:
-            raise ValueError("grey levels outside 16 bits")
-        return (wide * 255 // ((1 << bits) - 1)).astype(np.uint8)
+def _pixels(image: Image.Image, folder: Path) -> Grey:
+    if depth.is_deep(image):
+        wide = np.asarray(image)
+        return depth.eight_bits(wide, max(_bits_in(folder), depth.needed(wide)))
     if image.mode == "F":
         raise ValueError("floating-point pixels")
     grey = image.mode in {"1", "L", "LA", "La"}
     return np.asarray(image.convert("L" if grey else "RGB"))
+
+
+@lru_cache
+def _bits_in(folder: Path) -> int:
+    """Depth of the 16-bit pictures of a folder."""
+    return depth.shared(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)

@@ -24,7 +24,7 @@ from model.split import Split, split
 from model.training import pool
 from model.training.recipe import DataSection, RecipeError
 
-CONTENT_VERSION = 5
+CONTENT_VERSION = 6
 """Goes up whenever the same settings would draw other scenes."""
 
 Grey = NDArray[np.uint8]

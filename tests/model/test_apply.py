@@ -11,7 +11,16 @@ from typer.testing import CliRunner
 
 from model import bundle as bundles
 from model import cli
-from model.apply import ImageError, Job, apply_file, despeckle_image, plan, run, write_compared
+from model.apply import (
+    ImageError,
+    Job,
+    Result,
+    apply_file,
+    despeckle_image,
+    plan,
+    run,
+    write_compared,
+)
 
 
 def darker(grey):
@@ -443,6 +452,23 @@ def test_picture_shows_16_bit_levels_of_both_on_the_scale_of_the_source(tmp_path
     Image.fromarray(pixels).save(tmp_path / "a.png")
     job = Job(tmp_path / "a.png", tmp_path / "out" / "a.png")
     apply_file(job, lambda image: np.full_like(image, image.min()))
-    write_compared(job, tmp_path / "out", tmp_path / "pictures")
+    write_compared(Result(job), tmp_path / "out", tmp_path / "pictures")
     shown = np.asarray(Image.open(tmp_path / "pictures" / "a.compared.png"))[20:, :, 0].astype(int)
     assert np.abs(shown[:10, :50] - shown[:10, 58:108]).max() <= 1
+
+
+def test_pictures_of_one_folder_show_16_bit_levels_on_one_scale(tmp_path):
+    dim = np.full((40, 50), 500, np.uint16)
+    bright = dim.copy()
+    bright[0, 0] = 4000
+    for name, pixels in (("dim", dim), ("bright", bright)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    jobs, _ = plan([tmp_path], tmp_path / "out")
+    for result in run(jobs, darker):
+        write_compared(result, tmp_path / "out", tmp_path / "pictures")
+    shown = [
+        np.asarray(Image.open(tmp_path / "pictures" / f"{name}.compared.png"))[21:60, :50, 0]
+        for name in ("dim", "bright")
+    ]
+    assert shown[0].max() == 500 * 255 // 4095
+    np.testing.assert_array_equal(*shown)

@@ -69,7 +69,18 @@ def test_grey_pixels_are_read_as_they_are(tmp_path, suffix):
 def test_sixteen_bits_are_scaled_by_their_depth_not_stretched(tmp_path):
     twelve = (speckle(1, 20, 30)[0].astype(int) * 4095 // 255).astype(np.uint16)
     (frame,) = frames_of(written(tmp_path / "wide.png", twelve))
-    np.testing.assert_array_equal(frame, twelve.astype(int) * 255 // 4095)
+    np.testing.assert_array_equal(frame, (twelve.astype(int) * 255 + 2047) // 4095)
+
+
+def test_sixteen_bits_of_one_folder_are_of_one_depth(tmp_path):
+    dim = np.full((20, 30), 500, np.uint16)
+    bright = np.full((20, 30), 4000, np.uint16)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (frame,) = frames_of(written(tmp_path / "alone" / "dim.png", dim))
+    assert frame.max() == (500 * 255 + 511) // 1023
+    written(tmp_path / "bright.png", bright)
+    (frame,) = frames_of(written(tmp_path / "dim.png", dim))
+    assert frame.max() == (500 * 255 + 2047) // 4095
 
 
 def test_a_tinted_image_is_grey_and_a_coloured_one_is_passed_over(tmp_path):

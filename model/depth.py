@@ -1,0 +1,56 @@
+"""How many bits a 16-bit picture file really holds: nothing in it says so, its grey levels tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+CONTAINER_BITS = (8, 10, 12, 14, 16)
+"""Depths that a 16-bit file may really hold."""
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a picture has grey levels of more than 8 bits."""
+    return image.mode.startswith("I")
+
+
+def needed(pixels: NDArray[np.integer[Any]]) -> int:
+    """Least depth that grey levels need, bits.
+
+    Raises
+    ------
+    ValueError
+        Some are below 0, or need more than 16.
+    """
+    bits = next((bits for bits in CONTAINER_BITS if pixels.max() < 1 << bits), 0)
+    if not bits or pixels.min() < 0:
+        raise ValueError("has grey levels outside 0 to 65535; store it with 8 or 16 bits")
+    return bits
+
+
+def shared(files: Iterable[Path]) -> int:
+    """Least depth that the 16-bit files among some need, bits; 8 where there is none.
+
+    Frames of one cine are files of one folder, and comparable at one depth alone. What cannot be
+    read or taken counts for none.
+    """
+    most = 8
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                if is_deep(image):
+                    most = max(most, needed(np.asarray(image)))
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+            continue  # said by whoever reads the file itself
+    return most
+
+
+def eight_bits(pixels: NDArray[np.integer[Any]], bits: int) -> NDArray[np.uint8]:
+    """Grey levels of a depth as such of 8 bits, rounded; white stays white."""
+    white = (1 << bits) - 1
+    return ((pixels.astype(np.int64) * 255 + white // 2) // white).astype(np.uint8)
