@@ -1,6 +1,6 @@
 """The simulator against the theory of speckle (Wagner et al. 1983)."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -231,3 +231,45 @@ def test_detailed_phantoms_hold_small_bright_points_and_thin_dark_clefts():
 def test_mean_converges_where_there_are_details(seed):
     rng = np.random.default_rng((17, seed))
     _assert_convergence(phantoms.detailed(rng, (112, 112)), Acquisition(), rng)
+
+
+def test_scanners_are_drawn_over_all_that_the_simulator_knows():
+    drawn = [Acquisition.draw(np.random.default_rng((7, index))) for index in range(1000)]
+    assert {one.looks for one in drawn} == {1, 2, 3, 4}
+    assert {one.look_mode for one in drawn} == {"amplitude", "power", "log"}
+    dynamic_ranges = [one.dynamic_range_db for one in drawn]
+    assert min(dynamic_ranges) < 41
+    assert max(dynamic_ranges) > 79
+    assert all(one.carrier < 0.5 for one in drawn)  # cycles a sample
+    assert min(one.resize for one in drawn) < 0.7
+    assert max(one.resize for one in drawn) > 2
+    for name in (
+        "sector_angle",
+        "defocus",
+        "side_lobes",
+        "aperture_sine",
+        "look_correlation",
+        "attenuation_db",
+        "tgc_ripple_db",
+        "shadows",
+        "persistence",
+        "grey_s_curve",
+        "smooth_sigma",
+        "sharpen",
+        "jpeg_quality",
+    ):
+        without = np.mean([not np.any(getattr(one, name)) for one in drawn])
+        assert 0.1 < without < 0.95, name
+
+
+def test_a_widened_scanner_differs_by_beam_and_display_alone():
+    rng = np.random.default_rng(3)
+    before = Acquisition.draw(rng)
+    after = before.widened(rng)
+    changed = {
+        field.name
+        for field in fields(after)
+        if getattr(before, field.name) != getattr(after, field.name)
+    }
+    assert changed == {"axial_sigma", "lateral_sigma", "grey_bend", "tissue_level"}
+    assert after.grey_bend > 0
