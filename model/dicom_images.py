@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
@@ -30,6 +31,8 @@ MOST_COLOURED = 0.05
 """Share of coloured pixels above which a frame is no B-mode image."""
 SPATIAL_FORMAT_2D, DATA_TYPE_TISSUE = 1, 1
 """(0018,6012) *Region Spatial Format* and (0018,6014) *Region Data Type*, PS3.3 C.8.5.5.1."""
+DECODERS = {uid.JPEGBaseline8Bit: "pillow"}
+"""Where pydicom would take GDCM first, which ends the process at some damaged JPEG streams."""
 _PREAMBLE = 128
 _SAMPLES_RGB = 3
 
@@ -75,6 +78,7 @@ def read_frames(path: Path, most: int) -> Iterator[Grey]:
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
             area = _area(dataset)
+            decoder = DECODERS.get(dataset.file_meta.TransferSyntaxUID, "")
             indices = spread(int(dataset.get("NumberOfFrames") or 1), most)
         except UnusableImageError as error:
             raise UnusableImageError(f"{path}: {error}") from error
@@ -85,7 +89,7 @@ def read_frames(path: Path, most: int) -> Iterator[Grey]:
     for index in indices:
         with quiet():
             try:
-                pixels = pixel_array(path, index=index)
+                pixels = pixel_array(path, index=index, decoding_plugin=decoder)
                 frame = _displayed(dataset, pixels)[area]
             except Exception as error:  # decoders raise what they like
                 raise UnusableImageError(

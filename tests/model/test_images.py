@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import random
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,19 @@ def test_a_dicom_cine_of_any_encoding_shows_its_grey_levels(tmp_path, photometri
     assert len(frames) == 3
     expected = speckle(3, 48, 64)
     assert np.abs(np.stack(frames).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("seed", [1, 2, 42, 183, 242, 297])  # GDCM aborts at the last four
+def test_a_damaged_jpeg_stream_does_not_end_the_process(tmp_path, seed):
+    path = write_us_instance(tmp_path / "a.dcm", transfer_syntax=uid.JPEGBaseline8Bit)
+    stored = bytearray(path.read_bytes())
+    start = stored.rindex(b"\xff\xd8\xff")
+    chance = random.Random(seed)
+    for _ in range(chance.choice([1, 3, 10])):
+        stored[chance.randrange(start, len(stored))] = chance.randrange(256)
+    path.write_bytes(stored)
+    with contextlib.suppress(UnusableImageError):
+        assert all(frame.shape == (48, 64) for frame in frames_of(path))
 
 
 def test_monochrome1_is_turned_so_that_zero_is_black(tmp_path):
