@@ -51,8 +51,6 @@ class Decoder:
     dataset : pydicom.FileDataset
         Everything before (7FE0,0010) *Pixel Data*, as read, `file_meta` included.
     geometry : Geometry
-    codec : str
-        The library that decodes the pixels.
     """
 
     def __init__(
@@ -64,7 +62,6 @@ class Decoder:
     ) -> None:
         self.dataset = dataset
         self.transfer_syntax = str(dataset.file_meta.TransferSyntaxUID)
-        self.codec = codecs.codec_name(self.transfer_syntax)
         self._path = path
         self._unpacked = unpacked
         self._element = element
@@ -76,7 +73,9 @@ class Decoder:
             else:
                 self._extents = native_extents(dataset, element, self._layout)
             first = self._stored(file, 0)
-        self._repair(codecs.read_stream(self.transfer_syntax, first), rows, columns)
+        stream = codecs.read_stream(self.transfer_syntax, first)
+        self._precision = stream.precision if stream else 8
+        self._repair(stream, rows, columns)
         mixed = codecs.comes_out_as_rgb(self.transfer_syntax, first)
         if mixed and self._layout.photometric in COLOUR:
             self._layout = replace(self._layout, photometric="RGB")
@@ -177,17 +176,8 @@ class Decoder:
         layout, geometry = self._layout, self.geometry
         stored = self._stored(file, index)
         rows, columns = geometry.rows, geometry.columns
-        if codecs.uses_libjpeg(self.transfer_syntax):
-            return codecs.decode_jpeg(stored, rows, columns, layout.photometric)
         if self.transfer_syntax in codecs.ENCAPSULATED:
-            samples = codecs.decode_frame(
-                self.transfer_syntax,
-                stored,
-                (rows, columns),
-                samples=layout.samples,
-                bits=layout.bits_allocated,
-            )
-            return ybr_to_rgb(samples) if layout.photometric.startswith("YBR_FULL") else samples
+            return self._decoded(stored)
         if layout.bits_allocated == 16:  # noqa: PLR2004
             kind = "<u2" if layout.little_endian else ">u2"
             return np.frombuffer(stored, kind).astype(np.uint16).reshape(rows, columns)
@@ -201,6 +191,26 @@ class Decoder:
         else:
             pixels = flat.reshape(rows, columns, 3)
         return ybr_to_rgb(pixels) if layout.photometric == "YBR_FULL" else pixels
+
+    def _decoded(self, stored: bytes) -> NDArray[Any]:
+        """One frame of a code stream; see `_samples`."""
+        syntax, layout, geometry = self.transfer_syntax, self._layout, self.geometry
+        if codecs.uses_libjpeg(syntax, self._precision):
+            samples = codecs.decode_jpeg(
+                syntax, stored, geometry.rows, geometry.columns, layout.photometric
+            )
+            if not codecs.comes_out_as_stored(syntax):
+                return samples
+        else:
+            samples = codecs.decode_frame(
+                syntax,
+                stored,
+                (geometry.rows, geometry.columns),
+                samples=layout.samples,
+                bits=layout.bits_allocated,
+                precision=self._precision,
+            )
+        return ybr_to_rgb(samples) if layout.photometric.startswith("YBR_FULL") else samples
 
     def _displayed(self, samples: NDArray[Any]) -> Frame:
         """Stored values to grey or RGB."""

@@ -32,7 +32,7 @@ MOST_COLOURED = 0.05
 SPATIAL_FORMAT_2D, DATA_TYPE_TISSUE = 1, 1
 """(0018,6012) *Region Spatial Format* and (0018,6014) *Region Data Type*, PS3.3 C.8.5.5.1."""
 DECODERS = {uid.JPEGBaseline8Bit: "pillow"}
-"""Where pydicom would take GDCM first, which ends the process at some damaged JPEG streams."""
+"""By transfer syntax: pydicom would take GDCM, which ends the process at some damaged streams."""
 _PREAMBLE = 128
 _SAMPLES_RGB = 3
 

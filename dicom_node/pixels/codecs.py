@@ -9,13 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from io import BytesIO
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
@@ -29,8 +28,8 @@ NATIVE: Final = frozenset(
 _PLUGINS: Final[dict[str, str]] = {
     uid.JPEGBaseline8Bit: "pillow",
     uid.JPEGExtended12Bit: "pillow",
-    uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGLossless: "pillow",
+    uid.JPEGLosslessSV1: "pillow",
     uid.JPEGLSLossless: "pyjpegls",
     uid.JPEGLSNearLossless: "pyjpegls",
     uid.JPEG2000Lossless: "pylibjpeg",
@@ -55,32 +54,26 @@ _IRREVERSIBLE_METHOD: Final[dict[str, str]] = {
     uid.HTJ2K: "ISO_15444_15",
 }
 """The same of syntaxes that may be either, where the stream's wavelet is the irreversible one."""
-_BY_PILLOW: Final = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit})
-_WITH_SOF: Final = _BY_PILLOW | {
-    uid.JPEGLossless,
-    uid.JPEGLosslessSV1,
-    uid.JPEGLSLossless,
-    uid.JPEGLSNearLossless,
-}
+_LOSSLESS_JPEG: Final = frozenset({uid.JPEGLossless, uid.JPEGLosslessSV1})
+_BY_LIBJPEG: Final = _LOSSLESS_JPEG | {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit}
+_WITH_SOF: Final = _BY_LIBJPEG | {uid.JPEGLSLossless, uid.JPEGLSNearLossless}
+_KNOWS_LOSSLESS: Final = int((features.version("libjpeg_turbo") or "0").split(".")[0]) >= 3  # noqa: PLR2004
+"""Whether Pillow's libjpeg decodes lossless JPEG, as that of its wheels does."""
 _FRAME_HEADERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _PREFIX, _APP0, _APP14, _START_OF_SCAN, _ADOBE_LENGTH = 0xFF, 0xE0, 0xEE, 0xDA, 12
 _CODING_STYLE, _COMPONENTS_MIXED, _TRANSFORMATION, _IRREVERSIBLE = b"\xff\x52", 8, 13, b"\0"
 _STAND_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
-_PACKAGES: Final = {
-    "pillow": "pillow",
-    "gdcm": "python-gdcm",
-    "pyjpegls": "pyjpegls",
-    "pylibjpeg": "pylibjpeg-openjpeg",
-    "pydicom": "pydicom",
-}
+def _plugin(transfer_syntax: str, precision: int = 8) -> str:
+    """The codec of a transfer syntax and of samples of so many bits, as pydicom calls it.
 
-
-def codec_name(transfer_syntax: str) -> str:
-    """Which library in which version decodes a transfer syntax here, for provenance and logs."""
-    package = _PACKAGES[_PLUGINS.get(transfer_syntax, "pydicom")]
-    return f"{package} {version(package)}"
+    GDCM ends the process at some damaged streams: it has what no other here decodes, lossless JPEG
+    of more than 8 bits.
+    """
+    if transfer_syntax in _LOSSLESS_JPEG and (precision > 8 or not _KNOWS_LOSSLESS):  # noqa: PLR2004
+        return "gdcm"
+    return _PLUGINS.get(transfer_syntax, "pydicom")
 
 
 def lossy_method(transfer_syntax: str, stream: bytes) -> str | None:
@@ -213,14 +206,22 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def decode_frame(
-    transfer_syntax: str, data: bytes, size: tuple[int, int], *, samples: int, bits: int
+    transfer_syntax: str,
+    data: bytes,
+    size: tuple[int, int],
+    *,
+    samples: int,
+    bits: int,
+    precision: int = 8,
 ) -> NDArray[Any]:
-    """Decode one frame with the pinned codec.
+    """Decode one frame with the pinned codec, where that is not libjpeg.
 
     Parameters
     ----------
     size : tuple of int
         Rows and columns.
+    precision : int
+        Bits a sample of the stream.
 
     Returns
     -------
@@ -251,7 +252,7 @@ def decode_frame(
             encapsulate([data], has_bot=False),
             raw=True,
             index=0,
-            decoding_plugin=_PLUGINS[transfer_syntax],
+            decoding_plugin=_plugin(transfer_syntax, precision),
             **options,
         )
     except (RuntimeError, ValueError, IndexError, struct.error) as error:
@@ -259,8 +260,8 @@ def decode_frame(
     return array
 
 
-def decode_jpeg(data: bytes, rows: int, columns: int, model: str) -> Frame:
-    """Decode one 8-bit DCT JPEG frame by libjpeg, telling it the colour model.
+def decode_jpeg(transfer_syntax: str, data: bytes, rows: int, columns: int, model: str) -> Frame:
+    """Decode one 8-bit JPEG frame by libjpeg, telling it the colour model.
 
     Parameters
     ----------
@@ -270,14 +271,20 @@ def decode_jpeg(data: bytes, rows: int, columns: int, model: str) -> Frame:
     Returns
     -------
     ndarray, (rows, columns) or (rows, columns, 3), uint8
-        Grey or RGB.
+        Grey or RGB; of a lossless stream the samples as they are, in its own colour model.
+
+    Raises
+    ------
+    Permanent
+        ``frame-undecodable``.
     """
+    converted = model == "YBR_FULL" and transfer_syntax not in _LOSSLESS_JPEG
     try:
         with Image.open(BytesIO(data), formats=("JPEG",)) as image:
             if image.size != (columns, rows):
                 raise _undecodable("the stream has another frame size")
             if image.mode == "RGB":
-                space = "YCbCr" if model == "YBR_FULL" else "RGB"
+                space = "YCbCr" if converted else "RGB"
                 image.tile = [tile._replace(args=("RGB", space)) for tile in image.tile]
             elif image.mode != "L":
                 raise _undecodable(f"colour mode {image.mode}")
@@ -291,9 +298,14 @@ def has_headers(transfer_syntax: str) -> bool:
     return transfer_syntax in _WITH_SOF
 
 
-def uses_libjpeg(transfer_syntax: str) -> bool:
+def uses_libjpeg(transfer_syntax: str, precision: int) -> bool:
     """Whether `decode_jpeg` is the pinned codec."""
-    return transfer_syntax in _BY_PILLOW
+    return _plugin(transfer_syntax, precision) == "pillow"
+
+
+def comes_out_as_stored(transfer_syntax: str) -> bool:
+    """Whether `decode_jpeg` leaves the samples in the colour model of the stream."""
+    return transfer_syntax in _LOSSLESS_JPEG
 
 
 def _undecodable(what: str) -> Permanent:
