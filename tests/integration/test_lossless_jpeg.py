@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from pydicom.pixels.utils import pixel_array
 from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError, Permanent
 from dicom_node.pixels import codecs
+from tests.builders import write_us_instance
+from tests.peers import require_program
 
 COLOUR, GREY = "JPEGLosslessP14SV1_3s_2f_u_08_08.dcm", "JPGLosslessP14SV1_1s_1f_8b.dcm"
-pytestmark = pytest.mark.samples
 
 
 def streams(path: Path) -> list[bytes]:
@@ -24,6 +26,21 @@ def streams(path: Path) -> list[bytes]:
     return list(generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames", 1))))
 
 
+@pytest.mark.peer
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1", "RGB", "PALETTE COLOR"])
+@pytest.mark.parametrize("coding", ["+e1", *(f"+el +sv {value}" for value in range(1, 8))])
+def test_all_predictors_of_dcmtk_are_decoded(tmp_path: Path, photometric: str, coding: str) -> None:
+    source = write_us_instance(tmp_path / "source.dcm", photometric=photometric, frames=2)
+    coded = tmp_path / "coded.dcm"
+    subprocess.run([require_program("dcmcjpeg"), *coding.split(), source, coded], check=True)
+    assert "JPEG Lossless" in dcmread(coded).file_meta.TransferSyntaxUID.name
+    for before, after in zip(
+        open_instance(source).frames(), open_instance(coded).frames(), strict=True
+    ):
+        np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.samples
 @pytest.mark.parametrize("name", [COLOUR, GREY])
 def test_every_sample_is_what_gdcm_decodes(samples: Path, name: str) -> None:
     ds = dcmread(samples / name)
@@ -35,6 +52,7 @@ def test_every_sample_is_what_gdcm_decodes(samples: Path, name: str) -> None:
         np.testing.assert_array_equal(decoded, expected)
 
 
+@pytest.mark.samples
 @pytest.mark.parametrize(
     ("name", "seed"), [(COLOUR, 8), (GREY, 1), (GREY, 32), (GREY, 33), (GREY, 90), (GREY, 94)]
 )
@@ -54,6 +72,7 @@ def test_a_damaged_stream_does_not_end_the_process(
         list(open_instance(damaged).frames())
 
 
+@pytest.mark.samples
 def test_a_truncated_stream_is_refused(samples: Path) -> None:
     ds = dcmread(samples / GREY)
     stream = streams(samples / GREY)[0]
