@@ -37,7 +37,6 @@ ARMS: Mapping[str, Sections] = {
     "student without distillation": {"loss": METRICS},
     "student without metric guidance": {"loss": PIXELS, "distillation": TAUGHT},
     "student": {"loss": METRICS, "distillation": TAUGHT, "guidance": STEERED},
-    "student with neither": {"loss": PIXELS},
 }
 BATCH, CROP = 8, 96
 SEED = VALIDATION_SEED + 500
