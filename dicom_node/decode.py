@@ -73,9 +73,10 @@ class Decoder:
             else:
                 self._extents = native_extents(dataset, element, self._layout)
             first = self._stored(file, 0)
+        self._check_size(first)
         stream = codecs.read_stream(self.transfer_syntax, first)
         self._precision = stream.precision if stream else 8
-        self._repair(stream, rows, columns)
+        self._repair(stream)
         mixed = codecs.comes_out_as_rgb(self.transfer_syntax, first)
         if mixed and self._layout.photometric in COLOUR:
             self._layout = replace(self._layout, photometric="RGB")
@@ -126,16 +127,21 @@ class Decoder:
             with self._path.open("rb") as file:
                 yield file
 
-    def _repair(self, stream: codecs.Stream | None, rows: int, columns: int) -> None:
-        """Let a JPEG stream correct what the data set says of colours and samples."""
-        if stream is None:
-            return
-        if (stream.rows, stream.columns) != (rows, columns):
+    def _check_size(self, stored: bytes) -> None:
+        """Hold a code stream to the size of the image before it is decoded."""
+        rows, columns = frame_size(self.dataset)
+        stated = codecs.stated_size(self.transfer_syntax, stored)
+        if stated and stated != (rows, columns):
             raise Permanent(
                 "frame-size-differs",
                 f"(0028,0010) Rows and (0028,0011) Columns are {rows} x {columns}, the JPEG stream "
-                f"is {stream.rows} x {stream.columns}; correct the one or send the object again",
+                f"is {stated[0]} x {stated[1]}; correct the one or send the object again",
             )
+
+    def _repair(self, stream: codecs.Stream | None) -> None:
+        """Let a JPEG stream correct what the data set says of colours and samples."""
+        if stream is None:
+            return
         if stream.precision > 8 and self._layout.photometric != "PALETTE COLOR":  # noqa: PLR2004
             raise bits_unsupported(f"the JPEG stream has {stream.precision}-bit samples")
         self._layout = replace(
@@ -195,6 +201,7 @@ class Decoder:
     def _decoded(self, stored: bytes) -> NDArray[Any]:
         """One frame of a code stream; see `_samples`."""
         syntax, layout, geometry = self.transfer_syntax, self._layout, self.geometry
+        self._check_size(stored)
         if codecs.uses_libjpeg(syntax, self._precision):
             samples = codecs.decode_jpeg(
                 syntax, stored, geometry.rows, geometry.columns, layout.photometric

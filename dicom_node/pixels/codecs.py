@@ -61,6 +61,8 @@ _KNOWS_LOSSLESS: Final = int((features.version("libjpeg_turbo") or "0").split(".
 """Whether Pillow's libjpeg decodes lossless JPEG, as that of its wheels does."""
 _FRAME_HEADERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _PREFIX, _APP0, _APP14, _START_OF_SCAN, _ADOBE_LENGTH = 0xFF, 0xE0, 0xEE, 0xDA, 12
+_IMAGE_SIZE: Final = b"\xff\x4f\xff\x51"
+"""Start of a JPEG 2000 code stream and of its image size marker, ISO/IEC 15444-1 A.5.1."""
 _CODING_STYLE, _COMPONENTS_MIXED, _TRANSFORMATION, _IRREVERSIBLE = b"\xff\x52", 8, 13, b"\0"
 _STAND_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 
@@ -183,6 +185,28 @@ def read_stream(transfer_syntax: str, data: bytes) -> Stream | None:
             subsampled = len({sampling for _, sampling in parts}) > 1
             return Stream(rows, columns, precision, identifiers, subsampled, jfif, adobe)
     raise _undecodable("headers end early")
+
+
+def stated_size(transfer_syntax: str, data: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a code stream states; None where it does not.
+
+    A decoder believes them, and asks for as much memory.
+
+    Raises
+    ------
+    Permanent
+        ``frame-undecodable``.
+    """
+    if stream := read_stream(transfer_syntax, data):
+        return stream.rows, stream.columns
+    start = data.find(_IMAGE_SIZE) if transfer_syntax in _IRREVERSIBLE_METHOD else -1
+    if start < 0:
+        return None
+    try:
+        right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
+    except struct.error as error:
+        raise _undecodable("headers end early") from error
+    return bottom - top, right - left
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -22,7 +22,6 @@ from tests.builders import (
     jpeg,
     make_us_instance,
     save,
-    set_pixels,
     speckle,
     write_us_instance,
 )
@@ -424,10 +423,17 @@ def test_own_output_is_refused(tmp_path: Path) -> None:
     assert (type(error), error.code) == (Refused, "own-output")
 
 
-def test_stream_of_another_size_is_permanent(tmp_path: Path) -> None:
-    ds = make_us_instance(rows=48, columns=64)
-    set_pixels(ds, speckle(1, 24, 64), uid.JPEGBaseline8Bit)
-    assert failure(save(ds, tmp_path / "x.dcm")).code == "frame-size-differs"
+@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEGLSLossless, uid.JPEG2000Lossless])
+@pytest.mark.parametrize("rows", [(32, 48), (48, 32)])
+def test_stream_of_another_size_is_permanent(
+    tmp_path: Path, syntax: uid.UID, rows: tuple[int, int]
+) -> None:
+    """Whichever frame it is; a decoder would ask for the memory that the stream states."""
+    ds = make_us_instance(frames=2, rows=48, columns=64, transfer_syntax=syntax)
+    ds.PixelData = encapsulate([encode_frame(speckle(1, side, 64)[0], syntax) for side in rows])
+    with pytest.raises(Permanent, match=r"48 x 64, the JPEG stream is 32 x 64") as caught:
+        list(open_instance(save(ds, tmp_path / "x.dcm")).frames())
+    assert caught.value.code == "frame-size-differs"
 
 
 def test_stream_of_twelve_bits_is_skipped_whatever_the_header_says(tmp_path: Path) -> None:
