@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import Figures, Sections, Study, table
+from arms import Figures, Sections, Study, table, told
 
 from model.baselines import Grey
 from model.data import VALIDATION_SEED
@@ -60,7 +60,6 @@ ARMS: Mapping[str, Sections] = {
     },
     "controller's last weights, fixed": {"loss": FOUND, "distillation": ONE_TEACHER},
 }
-BATCH, CROP = 8, 96
 SEED = VALIDATION_SEED + 400
 SIZE = Size(faint=16, plain=0, even=8, clustered=9, blocks=0, cines=8)
 ON_SCENES = (
@@ -90,11 +89,7 @@ def main() -> None:
     head = header(
         "Ablation",
         {
-            "training": (
-                f"{arguments.steps} steps an arm and seed, from new weights, "
-                f"batches of {BATCH} patches of {CROP} px"
-            ),
-            "seeds": arguments.seeds,
+            **told(arguments),
             "scenes": f"{arguments.scenes} of each simulator, seed {SEED}",
             "images": f"{len(given.real)} of validation subjects",
             **trials.NOTES,
@@ -131,18 +126,13 @@ def figures(folder: Path, given: Trials) -> dict[str, Figures]:
 def _recipe(arguments: argparse.Namespace) -> str:
     return "\n".join(
         [
-            "threads = 1",
-            'precision = "auto"',
             "validation_scenes = 8",
-            f"validation_steps = {max(1, arguments.steps // 3)}",
             "decides_in_clusters = false",
             "[network]\nencoder = [0, 2, 2, 4]\ndecoder = [1, 1, 1]",
             'block = "reparameterised"\nselective = true',
             f'[data]\nimages = "{arguments.images}"\nsmoothed_by = "{arguments.smoothed_by}"',
             f"scenes = {arguments.pool}\nfaint_share = 0.45",
-            "clustered_share = 0.2\nwidened_share = 0.5",
-            f"[optimiser]\nminutes = 1000\nsteps = {arguments.steps}\nema_decay = 0.995",
-            f"batch = {BATCH}\ncrop = {CROP}\nlearning_rate = 2e-3\n",
+            "clustered_share = 0.2\nwidened_share = 0.5\n",
         ]
     )
 

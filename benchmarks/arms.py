@@ -14,6 +14,7 @@ from model.evaluation.tables import Table
 from model.metrics import COLUMNS
 from model.train import train
 
+BATCH, CROP = 8, 96
 DIGITS = 2
 """Of figures that the tables of evaluation have no column for."""
 NOTE = "Mean and half the range over seeds."
@@ -21,6 +22,20 @@ Sections = Mapping[str, Mapping[str, object]]
 Figures = dict[str, float]
 Judged = Mapping[str, Sequence[Mapping[str, Figures]]]
 """By arm and seed: figures by table."""
+
+
+_COMMON = """threads = 1
+precision = "auto"
+validation_steps = {third}
+"""
+_OPTIMISER = f"""[optimiser]
+minutes = 1000
+steps = {{steps}}
+ema_decay = 0.995
+batch = {BATCH}
+crop = {CROP}
+learning_rate = 2e-3
+"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class Study:
     name : str
         Of runs and of what is kept.
     recipe : str
-        TOML of all arms, but for name and seed; without the sections that arms give.
+        TOML of all arms: what is not in `_COMMON` and not in the sections that arms give.
     arms : mapping of str to Sections
         Values of sections; ``{teacher}`` in a string is the teacher's folder.
     judge : callable
@@ -60,7 +75,9 @@ class Study:
     ) -> dict[str, Figures]:
         """Figures of a run by table, kept beside its recipe for the next start."""
         recipe, kept = (arguments.output / f"{name}.{kind}" for kind in ("toml", "json"))
-        text = f'name = "{name}"\nseed = {seed}\n{self.recipe}'
+        common = _COMMON.format(third=max(1, arguments.steps // 3))
+        text = f'name = "{name}"\nseed = {seed}\n{common}{self.recipe}'
+        text += _OPTIMISER.format(steps=arguments.steps)
         for section, values in sections.items():
             text += f"[{section}]\n"
             text += "".join(f"{key} = {_toml(each, arguments)}\n" for key, each in values.items())
@@ -73,6 +90,17 @@ class Study:
         found = self.judge(train(recipe, arguments.runs).parent)
         kept.write_text(json.dumps({"recipe": text, "figures": found}), "utf-8")
         return found
+
+
+def told(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the head of a document says of the training."""
+    return {
+        "training": (
+            f"{arguments.steps} steps an arm and seed, from new weights, "
+            f"batches of {BATCH} patches of {CROP} px"
+        ),
+        "seeds": arguments.seeds,
+    }
 
 
 def table(

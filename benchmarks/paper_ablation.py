@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import Figures, Sections, Study, table
+from arms import Figures, Sections, Study, table, told
 
 from model import metrics
 from model.data import VALIDATION_SEED
@@ -38,7 +38,6 @@ ARMS: Mapping[str, Sections] = {
     "student without metric guidance": {"loss": PIXELS, "distillation": TAUGHT},
     "student": {"loss": METRICS, "distillation": TAUGHT, "guidance": STEERED},
 }
-BATCH, CROP = 8, 96
 SEED = VALIDATION_SEED + 500
 FIGURES = {
     "PSNR, dB": (metrics.psnr, 2),
@@ -68,12 +67,8 @@ def main() -> None:
     head = header(
         "Ablation in the paper's protocol",
         {
-            "training": (
-                f"{arguments.steps} steps an arm and seed, from new weights, "
-                f"batches of {BATCH} patches of {CROP} px"
-            ),
+            **told(arguments),
             "teacher": arguments.teacher,
-            "seeds": arguments.seeds,
             "images": f"{len(files)} of test subjects, noise of seed {SEED}",
         },
     )
@@ -105,14 +100,9 @@ def _at(level: float) -> str:
 def _recipe(arguments: argparse.Namespace) -> str:
     return "\n".join(
         [
-            "threads = 1",
-            'precision = "auto"',
             "validation_scenes = 16",
-            f"validation_steps = {max(1, arguments.steps // 3)}",
             "[network]\nencoder = [0, 1, 2, 4]\ndecoder = [1, 1, 1]",
-            f'[data]\nsource = "paper"\nimages = "{arguments.images}"\nscenes = 1600',
-            f"[optimiser]\nminutes = 1000\nsteps = {arguments.steps}\nema_decay = 0.995",
-            f"batch = {BATCH}\ncrop = {CROP}\nlearning_rate = 2e-3\n",
+            f'[data]\nsource = "paper"\nimages = "{arguments.images}"\nscenes = 1600\n',
         ]
     )
 

@@ -70,7 +70,7 @@ class Result:
     note : str
         Something to know about a file that was written, such as that all of it is coloured.
     bits : int
-        Depth that its neighbours have, where it is a 16-bit file.
+        Depth that it was taken as, and its neighbours were, where it is a 16-bit file.
     """
 
     job: Job
@@ -216,10 +216,7 @@ def write_compared(result: Result, output: Path, folder: Path) -> None:
     path = (folder / job.target.relative_to(output)).with_suffix(COMPARED)
     try:
         with Image.open(job.source) as before, Image.open(job.target) as after:
-            bits = result.bits
-            if depth.is_deep(before):
-                bits = max(bits, depth.needed(np.asarray(before)))
-            write_panel(_shown(before, bits), _shown(after, bits), path)
+            write_panel(_shown(before, result.bits), _shown(after, result.bits), path)
     except OSError as error:
         raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
 

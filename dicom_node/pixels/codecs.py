@@ -75,7 +75,7 @@ def _plugin(transfer_syntax: str, precision: int = 8) -> str:
     """
     if transfer_syntax in _LOSSLESS_JPEG and (precision > 8 or not _KNOWS_LOSSLESS):  # noqa: PLR2004
         return "gdcm"
-    return _PLUGINS.get(transfer_syntax, "pydicom")
+    return _PLUGINS[transfer_syntax]
 
 
 def lossy_method(transfer_syntax: str, stream: bytes) -> str | None:

@@ -452,7 +452,7 @@ def test_picture_shows_16_bit_levels_of_both_on_the_scale_of_the_source(tmp_path
     Image.fromarray(pixels).save(tmp_path / "a.png")
     job = Job(tmp_path / "a.png", tmp_path / "out" / "a.png")
     apply_file(job, lambda image: np.full_like(image, image.min()))
-    write_compared(Result(job), tmp_path / "out", tmp_path / "pictures")
+    write_compared(Result(job, bits=12), tmp_path / "out", tmp_path / "pictures")
     shown = np.asarray(Image.open(tmp_path / "pictures" / "a.compared.png"))[20:, :, 0].astype(int)
     assert np.abs(shown[:10, :50] - shown[:10, 58:108]).max() <= 1
 
