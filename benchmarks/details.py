@@ -176,7 +176,7 @@ def _contenders(arguments: argparse.Namespace) -> list[Contender]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", action="append", default=[], metavar="LABEL=FOLDER")
+    parser.add_argument("--run", action="append", default=[], metavar="LABEL=FOLDER[@BUNDLE]")
     parser.add_argument("--bundle", action="append", default=[])
     parser.add_argument("--baseline", action="append", default=[], help="all where none is named")
     parser.add_argument("--tuned", type=Path, help="cache of `evaluate`; classical methods as well")

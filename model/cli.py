@@ -114,8 +114,9 @@ def evaluate(
     run: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LABEL=FOLDER",
-            help="Training run, a row under the label, whatever its network; may be repeated.",
+            metavar="LABEL=FOLDER[@BUNDLE]",
+            help="Training run, a row under the label, whatever its network; with the shares, "
+            "halvings and rim of a bundle where one is named. May be repeated.",
         ),
     ] = None,
     self_ensemble: Annotated[

@@ -21,6 +21,8 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
+from model import lossless_jpeg
+
 Grey = NDArray[np.uint8]
 
 DICOM_SUFFIXES = frozenset({"", ".dcm", ".dicom", ".ima"})
@@ -31,8 +33,14 @@ MOST_COLOURED = 0.05
 """Share of coloured pixels above which a frame is no B-mode image."""
 SPATIAL_FORMAT_2D, DATA_TYPE_TISSUE = 1, 1
 """(0018,6012) *Region Spatial Format* and (0018,6014) *Region Data Type*, PS3.3 C.8.5.5.1."""
-DECODERS = {uid.JPEGBaseline8Bit: "pillow"}
-"""By transfer syntax: pydicom would take GDCM, which ends the process at some damaged streams."""
+DECODERS = {
+    uid.JPEGBaseline8Bit: "pillow",
+    uid.JPEGExtended12Bit: "pillow",
+    uid.JPEGLossless: lossless_jpeg.PLUGIN,
+    uid.JPEGLosslessSV1: lossless_jpeg.PLUGIN,
+}
+"""Of 8 bits, by transfer syntax: pydicom would take GDCM, which ends the process at some damaged
+streams. What has more bits no other here decodes."""
 _PREAMBLE = 128
 _SAMPLES_RGB = 3
 
@@ -78,7 +86,7 @@ def read_frames(path: Path, most: int) -> Iterator[Grey]:
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
             area = _area(dataset)
-            decoder = DECODERS.get(dataset.file_meta.TransferSyntaxUID, "")
+            decoder = _decoder(dataset)
             indices = spread(int(dataset.get("NumberOfFrames") or 1), most)
         except UnusableImageError as error:
             raise UnusableImageError(f"{path}: {error}") from error
@@ -117,6 +125,13 @@ def luminance(colours: Grey) -> Grey:
     """ITU-R BT.601 luma of (rows, columns, 3), exact for equal components."""
     weighted = colours.astype(np.int32) @ np.array([299, 587, 114], np.int32)
     return ((weighted + 500) // 1000).astype(np.uint8)
+
+
+def _decoder(dataset: Dataset) -> str:
+    """As pydicom calls it; empty where it may choose."""
+    if int(dataset.BitsAllocated) > 8:  # noqa: PLR2004
+        return ""
+    return DECODERS.get(dataset.file_meta.TransferSyntaxUID, "")
 
 
 def _area(dataset: Dataset) -> tuple[slice, slice]:

@@ -10,7 +10,7 @@ once, so that it does not flicker.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,16 @@ class Architecture:
     def stride(self) -> int:
         """Sides of the input are padded to a multiple of this."""
         return int(self.unshuffle * 2 ** (len(self.widths) - 1))
+
+    def set_as(self, other: Architecture) -> Architecture:
+        """The same, with what an export sets and no training does as another has it."""
+        return replace(
+            self,
+            retain=other.retain,
+            retain_wide=other.retain_wide,
+            halvings=other.halvings,
+            rim_px=other.rim_px,
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:

@@ -19,8 +19,9 @@ from model import bundle as bundles
 from model.baselines import BASELINES, Baseline, Grey, Method, tune
 from model.data import VALIDATION_SEED
 from model.evaluation.scenes import SIMULATORS, SPECKLE
+from model.network.reparameterise import merge
 from model.simulation.scene import Scene
-from model.student import despeckled
+from model.student import Student, despeckled
 from model.training.distill import MIRRORINGS, self_ensemble
 
 TUNING_SEED = VALIDATION_SEED + 100
@@ -98,7 +99,8 @@ def trained_runs(
     Parameters
     ----------
     runs : sequence of str
-        ``LABEL=FOLDER``: the row's name and the folder of a run.
+        ``LABEL=FOLDER``: the row's name and the folder of a run; ``LABEL=FOLDER@BUNDLE`` gives a
+        student what its export would: the shares, halvings and rim of that bundle, merged branches.
     strength : float
         Share of the removed part that is taken away, 0 to 1.
     self_ensembles : collection of str
@@ -110,24 +112,29 @@ def trained_runs(
     ValueError
         A run is not written so, its folder holds no run, a label is not that of a run, or two runs
         have one.
+    model.bundle.BundleError
+        A bundle is missing or damaged, or is named for a run of no student.
     """
-    named = [_label_and_folder(run) for run in runs]
-    folders = dict(named)
-    if len(folders) < len(named):
-        twice = next(
-            label for label, count in Counter(label for label, _ in named).items() if count > 1
-        )
-        raise ValueError(f"two runs are called {twice!r}: give one another label")
-    unknown = sorted(set(self_ensembles) - set(folders))
+    named = [_named(run) for run in runs]
+    counted = Counter(label for label, _, _ in named)
+    twice = [label for label, count in counted.items() if count > 1]
+    if twice:
+        raise ValueError(f"two runs are called {twice[0]!r}: give one another label")
+    unknown = sorted(set(self_ensembles) - set(counted))
     if unknown:
         raise ValueError(f"self-ensemble of {unknown[0]!r}: no run has this label")
     found = []
-    for label, folder in folders.items():
+    for label, folder, bundle in named:
         from model.training.runs import load  # noqa: PLC0415 bundles do not need it
 
         loaded = load(folder)
         network: nn.Module = loaded.network
-        settings = loaded.described + ("" if strength == 1 else f", strength {strength:g}")
+        settings = loaded.described
+        if bundle:
+            network = _set_as(network, bundle, folder)
+            settings += f", set as {bundle}"
+        if strength != 1:
+            settings += f", strength {strength:g}"
         found.append(
             Contender(label, _despeckle(network, strength), settings, "this project", network)
         )
@@ -138,11 +145,24 @@ def trained_runs(
     return found
 
 
-def _label_and_folder(run: str) -> tuple[str, Path]:
+def _named(run: str) -> tuple[str, Path, str]:
+    """Label, folder and bundle, if one is named, of ``LABEL=FOLDER@BUNDLE``."""
     label, _, name = run.partition("=")
-    if not (label and name):
-        raise ValueError(f"run {run!r}: write it as LABEL=FOLDER")
-    return label, Path(name)
+    folder, _, bundle = (name, "", "") if Path(name).exists() else name.partition("@")
+    if not (label and folder):
+        raise ValueError(f"run {run!r}: write it as LABEL=FOLDER, or LABEL=FOLDER@BUNDLE")
+    return label, Path(folder), bundle
+
+
+def _set_as(network: nn.Module, bundle: str, folder: Path) -> Student:
+    """What an export of a run's student would compute with the settings of a bundle."""
+    if not isinstance(network, Student):
+        raise bundles.BundleError(
+            f"{folder}: holds no student; only a student can be set as {bundle}"
+        )
+    student = merge(network)
+    student.architecture = student.architecture.set_as(bundles.load(bundle).student.architecture)
+    return student
 
 
 def _despeckle(

@@ -15,6 +15,7 @@ from pydicom.pixels.utils import pixel_array
 from dicom_node.decode import open_instance
 from dicom_node.errors import NodeError, Permanent
 from dicom_node.pixels import codecs
+from model.dicom_images import UnusableImageError, read_frames
 from tests.builders import write_us_instance
 from tests.peers import require_program
 
@@ -38,6 +39,9 @@ def test_all_predictors_of_dcmtk_are_decoded(tmp_path: Path, photometric: str, c
         open_instance(source).frames(), open_instance(coded).frames(), strict=True
     ):
         np.testing.assert_array_equal(after, before)
+    if photometric != "PALETTE COLOR":  # coloured: no B-mode to learn from
+        for learned, before in zip(read_frames(coded, 2), read_frames(source, 2), strict=True):
+            np.testing.assert_array_equal(learned, before)
 
 
 @pytest.mark.samples
@@ -70,6 +74,8 @@ def test_a_damaged_stream_does_not_end_the_process(
     damaged.write_bytes(stored)
     with pytest.raises(NodeError):
         list(open_instance(damaged).frames())
+    with pytest.raises(UnusableImageError):
+        list(read_frames(damaged, 2))
 
 
 @pytest.mark.samples

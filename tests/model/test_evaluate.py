@@ -2,8 +2,10 @@
 
 import csv
 import math
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ from scipy import ndimage
 from torch import nn
 from typer.testing import CliRunner
 
+from model import bundle as bundles
 from model import cli, cost, figures
 from model import evaluate as evaluation
 from model.baselines import BASELINES, Baseline, median
@@ -36,11 +39,13 @@ from model.evaluation.contenders import (
     trained_runs,
 )
 from model.evaluation.tables import Table, header, mean, write
+from model.export import export
 from model.network.dncnn import DnCNN, FFDNetSized
 from model.simulation.phantoms import Lesion
 from model.simulation.scene import Scene
 
 torch.set_num_threads(1)
+YARDSTICKS = Path(contenders.__file__).parents[1] / "yardsticks"
 
 
 def disc(shape, centre, radius):
@@ -228,6 +233,41 @@ def test_self_ensemble_is_a_row_of_its_own_and_mirrors_every_view_back(run_folde
 def test_runs_that_are_not_there_are_refused(runs, ensembles, said):
     with pytest.raises(ValueError, match=said):
         trained_runs(runs, self_ensembles=ensembles)
+
+
+def test_a_run_set_as_a_bundle_computes_what_its_export_would(tmp_path):
+    kept = YARDSTICKS / "details"
+    like = bundles.load("lesions").student.architecture
+    exported = export(
+        kept,
+        tmp_path,
+        name="exported",
+        version="1",
+        retain=like.retain,
+        retain_wide=like.retain_wide,
+        halvings=like.halvings,
+        rim_px=like.rim_px,
+    )
+    image = make_scene(shape=(128, 128)).noisy
+    (plain,) = trained_runs([f"details={kept}"])
+    (given,) = trained_runs([f"details={kept}@lesions"])
+    assert given.settings == f"{plain.settings}, set as lesions"
+    (alone,) = students([str(exported.folder)])
+    rounding = given.method(image) - alone.method(image)  # an export's weights are of bfloat16
+    assert np.abs(rounding).max() < 1
+    assert np.std(given.method(image) - plain.method(image)) > 3 * np.std(rounding)
+
+
+def test_a_folder_may_have_the_sign_before_a_bundle_in_its_name(tmp_path):
+    kept = tmp_path / "mine@home"
+    shutil.copytree(YARDSTICKS / "details", kept)
+    (found,) = trained_runs([f"mine={kept}"])
+    assert "set as" not in found.settings
+
+
+def test_only_a_student_is_set_as_a_bundle():
+    with pytest.raises(bundles.BundleError, match="holds no student"):
+        trained_runs([f"DnCNN={YARDSTICKS / 'dncnn'}@quality"])
 
 
 def test_two_runs_of_one_label_are_refused(run_folder):
