@@ -102,7 +102,7 @@ def plan(paths: Sequence[Path], output: Path) -> tuple[list[Job], list[Result]]:
     errors: list[Result] = []
     roots: list[Path] = []
     for path in paths:
-        absolute = path.absolute()
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 without .. and with links as they are
         if path.is_dir():
             inside = list(_images_below(absolute, output))
             if not inside:
@@ -327,6 +327,10 @@ def _sixteen_bit(
     image: Image.Image, despeckle: Despeckle, least_bits: int
 ) -> tuple[Image.Image, str]:
     """Change 16-bit grey by what 8-bit despeckling removes, on the scale of its bit depth."""
+    if "transparency" in image.info:
+        raise ImageError("has 16-bit grey of which one level is transparent; store it without")
+    if depth.is_inverted(image):
+        raise ImageError("has 16-bit grey whose white is 0; store it with black as 0")
     pixels = np.asarray(image).astype(np.int64)
     try:
         bits = max(least_bits, depth.needed(pixels))
@@ -347,6 +351,8 @@ def _kept_information(image: Image.Image) -> dict[str, object]:
     keep: dict[str, object] = {
         key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)
     }
+    if image.mode == "CMYK":  # the result is RGB, of which its profile says nothing
+        keep.pop("icc_profile", None)
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     if orientation:
         exif = Image.Exif()

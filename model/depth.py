@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 CONTAINER_BITS = (8, 10, 12, 14, 16)
 """Depths that a 16-bit file may really hold."""
@@ -17,6 +17,15 @@ CONTAINER_BITS = (8, 10, 12, 14, 16)
 def is_deep(image: Image.Image) -> bool:
     """Whether a picture has grey levels of more than 8 bits."""
     return image.mode.startswith("I")
+
+
+def is_inverted(image: Image.Image) -> bool:
+    """Whether a TIFF says that 0 is white; of 16 bits Pillow gives it as it is stored.
+
+    TIFF 6.0, *PhotometricInterpretation* 0.
+    """
+    tags = getattr(image, "tag_v2", {})
+    return bool(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 and is_deep(image))
 
 
 def needed(pixels: NDArray[np.integer[Any]]) -> int:

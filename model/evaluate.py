@@ -65,7 +65,7 @@ class Settings:
     runs: Sequence[str] = ()
     """``LABEL=FOLDER`` of training runs, a row each under its label."""
     self_ensembles: Sequence[str] = ()
-    """Labels of runs that get a second row, averaged over flips and quarter turns."""
+    """Labels of runs that get a second row, averaged over mirrored images."""
     simulators: Sequence[str] = (SPECKLE,)
     """Where simulated scenes come from; with several there is a document of all together too."""
     methods: Sequence[str] = ()
@@ -345,7 +345,7 @@ def evaluate(protocol: str, settings: Settings, progress: Progress) -> Outcome:
 
 
 def _networks(protocol: str, settings: Settings) -> list[Contender]:
-    """Runs in the order given, then bundles; an average of eight passes is not timed."""
+    """Runs in the order given, then bundles; an average of several passes is not timed."""
     runs = trained_runs(
         settings.runs,
         strength=settings.strength,

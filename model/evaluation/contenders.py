@@ -259,7 +259,7 @@ def classical(
     tuning: Sequence[Scene] = ()
     found = []
     for baseline in baselines:
-        question = {**on.question, "grid": _plain(baseline)}
+        question = {**on.question, "grid": _plain(baseline), "all": baseline.quick}
         key = f"{on.name} {baseline.name}".strip()
         entry = kept.get(key, {})
         if entry.get("question") == question:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from model.images import UnusableImageError, image_files, read_grey
 from model.split import Split, split
 
+SMALLEST_SIDE_PX = 16
+"""Of the lit part; SSIM and patches need as much."""
 LIT_GREY, LIT_SHARE = 8, 0.1
 """A row or column belongs to the picture where this share of it is brighter than this."""
 
@@ -52,11 +54,14 @@ def choose(files: Iterable[Path], root: Path, each: int) -> list[Path]:
 
 
 def _is_usable(path: Path) -> bool:
-    """Whether an image can be read; what cannot is told."""
+    """Whether an image can be read and shows something; what cannot be used is told."""
     try:
-        read_grey(path)
+        image = lit(read_grey(path))
     except UnusableImageError as error:
         _log.warning("left out: %s", error)
+        return False
+    if min(image.shape) < SMALLEST_SIDE_PX or not np.ptp(image):
+        _log.warning("left out: %s: shows nothing of %d pixels a side", path, SMALLEST_SIDE_PX)
         return False
     return True
 

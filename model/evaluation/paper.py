@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -62,9 +63,17 @@ def tuning(files: Sequence[Path], level: float) -> Tuning:
         f"paper v={level:g}",
         f"tuned by PSNR for each level on {len(files)} images of the training part, "
         f"the middle {TUNING_SIDE_PX} px, seed {TUNING_SEED}",
-        {"seed": TUNING_SEED, "images": [path.name for path in files], "side": TUNING_SIDE_PX},
+        {"seed": TUNING_SEED, "images": _digest(files), "side": TUNING_SIDE_PX},
         partial(scenes, files, level, seed=TUNING_SEED, side_px=TUNING_SIDE_PX),
     )
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Of the files' content, in their order."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def evaluate(
@@ -117,7 +126,7 @@ def evaluate(
         "Paper: multiplicative noise on images taken as clean",
         {
             **described,
-            "images": f"{len(files)} of subjects that nothing was trained on, the middle "
+            "images": f"{len(files)} of subjects that the split keeps for tests, the middle "
             f"{LARGEST_SIDE_PX} px of the lit area",
             "noise": f"y = clip(x (1 + sqrt(v) n), 0, 1), n ~ N(0, 1) in every pixel, seed {seed}",
             "input": "; ".join(_input(level, names[NOISY]) for level, names in found.items()),

@@ -29,6 +29,7 @@ from model.training.planting import plant
 SEED = VALIDATION_SEED + 70
 DIAMETERS_PX = (10, 14, 20, 30)
 CONTRAST_DB, SIDE_PX, PLANTINGS = 3.0, 256, 4
+WITHOUT, GAINED = "gCNR without", "gCNR gained"
 GROWTH = 0.75
 """Of the display, see `model.training.planting.plant`."""
 _DARKEST, _BRIGHTEST, _MOST_BLACK, _WHOLE_SHARE = 30, 200, 0.02, 0.9
@@ -83,10 +84,12 @@ def table(
         f"Lesions of {CONTRAST_DB:g} dB, brighter and darker ones alike, on displays whose steps "
         f"grow with the power of {GROWTH:g} of the grey level: the share that keeps "
         f"{KEPT_SHARE:g} of the contrast that was planted, and how much of it is left of all "
-        f"together; {numbers} of them by diameter. gCNR, of whole grey levels, is lowered by what "
-        "else there is in the tissue, for every method alike."
+        f"together; {numbers} of them by diameter. gCNR of whole grey levels, of the same places "
+        "without lesions, and what lies between: what else there is in the tissue, and chance, "
+        "tell places apart too, by how much depends on the method. The students were trained with "
+        "lesions planted like these, in other images."
     )
-    columns = ["method", *_columns(), "gcnr"]
+    columns = ["method", *_columns(), "gcnr", WITHOUT, GAINED]
     title = f"Lesions of {CONTRAST_DB:g} dB planted in these images"
     return Table(title, columns, rows, [note], frozenset({NOISY}))
 
@@ -97,18 +100,22 @@ def survival(
     """One row of the table, without its name."""
     gained: list[Grey] = []
     told_apart: list[float] = []
+    told_without: list[float] = []
     scenes = [scene for ground in tried_on for scene in ground.planted]
     for ground in tried_on:
         before = method(ground.image)
         for scene in ground.planted:
             after = method(scene.noisy)
             gained.append(after - before)
-            shown = after.round()
-            told_apart += [metrics.gcnr(shown, each.mask, each.ring) for each in scene.lesions]
+            for image, told in ((after, told_apart), (before, told_without)):
+                shown = image.round()
+                told += [metrics.gcnr(shown, each.mask, each.ring) for each in scene.lesions]
         advance()
     kept = {diameter: lesions_kept(gained, scenes, diameter) for diameter in DIAMETERS_PX}
     figures = [share for pair in zip(*kept.values(), strict=True) for share in pair]
-    return dict(zip(_columns(), figures, strict=True)) | {"gcnr": mean(told_apart)}
+    found = dict(zip(_columns(), figures, strict=True))
+    found |= {"gcnr": mean(told_apart), WITHOUT: mean(told_without)}
+    return found | {GAINED: found["gcnr"] - found[WITHOUT]}
 
 
 def _columns() -> list[str]:

@@ -106,7 +106,7 @@ def evaluate(
         "Real images: no reference exists",
         {
             **described,
-            "images": f"{len(files)} of subjects held out since release 0.2.0, the middle "
+            "images": f"{len(files)} of subjects that the split keeps for tests, the middle "
             f"{LARGEST_SIDE_PX} px of each side at most",
         },
     )

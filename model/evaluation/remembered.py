@@ -21,6 +21,8 @@ from model.baselines import Grey, Method
 from model.evaluation.contenders import Contender
 from model.evaluation.tables import PACKAGES, version_of
 
+_OF_BASELINES_BESIDE = ("bm4d", "PyWavelets")
+"""Libraries below those that every document names."""
 _OF_CLASSICAL_METHODS = ("baselines",)
 _OF_TRAINING_RUNS = (
     "network/coarse",
@@ -87,9 +89,10 @@ def _identity(contender: Contender) -> bytes:
     classical = contender.network is None
     for name in _OF_CLASSICAL_METHODS if classical else _OF_TRAINING_RUNS:
         digest.update(Path(__file__).parents[1].joinpath(f"{name}.py").read_bytes())
-    for package in PACKAGES:
+    for package in (*PACKAGES, *_OF_BASELINES_BESIDE):
         digest.update(f"{package} {version_of(package)}\n".encode())
     if contender.network is not None:
+        digest.update(repr(getattr(contender.network, "architecture", "")).encode())
         digest.update(_weights(contender.network))
     return digest.digest()
 

@@ -28,11 +28,15 @@ from model.evaluation.safety_grounds import (
 from model.evaluation.safety_measures import (
     DISCS_PX,
     FLICKER,
+    LESIONS_TOLD,
+    NOTHING_TOLD,
     PERIODS_PX,
     RARELY,
     STANDS_OUT_DB,
     STROKE_LENGTH_PX,
     TEXT_CHANGE_GREY,
+    TOLD_FROM_PX,
+    TOLD_OVER_CHANCE,
     Figures,
     appeared,
     brightness_shifts,
@@ -41,6 +45,7 @@ from model.evaluation.safety_measures import (
     identity_at_zero,
     lesions_kept,
     shift_differences,
+    told_apart,
 )
 from model.evaluation.tables import Table, Value, header, write
 from model.simulation.scene import Scene
@@ -54,7 +59,19 @@ STANDING_OUT = (
     "stroke, dB",
     "stroke, %",
 )
+FAINT_DB = 3.0
+"""Contrast of the lesions that are to be told apart."""
 GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (
+        f"Lesions of {FAINT_DB:g} dB told apart",
+        (LESIONS_TOLD, NOTHING_TOLD, TOLD_OVER_CHANCE),
+        (
+            f"gCNR of whole grey levels: of lesions of {TOLD_FROM_PX} px and more, of the same "
+            "places in even tissue, and what lies between. In few grains two areas differ by "
+            "chance, and a method decides how many of them are independent: gCNR alone favours "
+            "those that leave grains coarse."
+        ),
+    ),
     (
         "Structures in even speckle",
         STANDING_OUT,
@@ -202,8 +219,11 @@ def judge(
     survival: dict[tuple[float, float], float] = {}
     kept: dict[tuple[float, float], float] = {}
     pictures = []
+    faint: list[Grey] = []
     for contrast, scenes in grounds.lesions.items():
         outputs = run(scenes)
+        if contrast == FAINT_DB:
+            faint = outputs
         pictures.append(outputs[0])
         for diameter in DIAMETERS_PX:
             key = contrast, diameter
@@ -211,6 +231,7 @@ def judge(
     even, clustered = run(grounds.even), run(grounds.clustered)
     lumps = appeared(clustered, grounds.clustered)
     found = {
+        **told_apart(faint, grounds.lesions.get(FAINT_DB, []), even),
         **appeared(even, grounds.even),
         **{f"{CLUSTERED}{key}": value for key, value in lumps.items()},
         **brightness_shifts(run(grounds.blocks), grounds.blocks),

@@ -50,7 +50,8 @@ def gcnr(image: Image, inside: Mask, outside: Mask, *, bins: int = 100) -> float
     -------
     float
         0 for two tissues that look the same, 1 where one threshold tells them apart without
-        error. Small regions are biased upwards, for every method alike.
+        error. Small regions are told apart by chance, too, the more so the fewer independent grains
+        lie in them and the finer their levels are: how much differs from method to method.
 
     References
     ----------

@@ -19,7 +19,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 Image = NDArray[Any]
 """(rows, columns) grey levels on the log-compressed display scale, any real dtype."""
 
-MS_SSIM_MINIMUM_PX = 161
+MS_SSIM_MINIMUM_PX = 176
 """The smallest side on which five scales with an 11 x 11 window are defined."""
 
 

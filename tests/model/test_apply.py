@@ -3,10 +3,11 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 from typer.testing import CliRunner
 
 from model import bundle as bundles
@@ -201,6 +202,21 @@ def test_a_method_that_changes_nothing_leaves_sixteen_bits_bit_by_bit(maximum):
     np.testing.assert_array_equal(applied(Image.fromarray(pixels), unchanged), pixels)
 
 
+def test_sixteen_bits_whose_white_is_zero_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    pixels = Image.fromarray(ramp().astype(np.uint16) * 257)
+    pixels.save(path, tiffinfo={TiffImagePlugin.PHOTOMETRIC_INTERPRETATION: 0})
+    with Image.open(path) as image, pytest.raises(ImageError, match="black as 0"):
+        despeckle_image(image, darker)
+
+
+def test_sixteen_bits_with_a_transparent_level_are_refused(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(ramp().astype(np.uint16) * 257).save(path, transparency=257)
+    with Image.open(path) as image, pytest.raises(ImageError, match="transparent"):
+        despeckle_image(image, darker)
+
+
 def test_floating_point_pixels_are_refused_with_the_reason():
     with pytest.raises(ImageError, match="floating-point"):
         despeckle_image(Image.fromarray(np.zeros((4, 4), np.float32)), darker)
@@ -341,6 +357,24 @@ def test_folders_are_kept_where_names_collide(tmp_path):
     assert targets(jobs, tmp_path / "out") == ["x/1.png", "y/1.png"]
     jobs, _ = plan([tmp_path / "in/x/1.png", tmp_path / "in/y/1.png"], tmp_path / "out")
     assert targets(jobs, tmp_path / "out") == ["x/1.png", "y/1.png"]
+
+
+def test_nothing_is_written_beside_the_output(tmp_path, monkeypatch):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        picture(tmp_path / folder / "a.png")
+    monkeypatch.chdir(tmp_path / "here")
+    jobs, _ = plan([Path("a.png"), Path("../there/a.png")], Path("out"))
+    assert targets(jobs, Path("out")) == ["here/a.png", "there/a.png"]
+
+
+def test_a_profile_of_inks_is_not_said_of_red_green_and_blue(tmp_path):
+    source = tmp_path / "a.tif"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("CMYK", (40, 30), (0, 0, 0, 90)).save(source, icc_profile=profile)
+    apply_file(Job(source, tmp_path / "b.png"), darker)
+    with Image.open(tmp_path / "b.png") as result:
+        assert "icc_profile" not in result.info
 
 
 def test_whole_names_are_kept_where_even_folders_do_not_tell_apart(tmp_path):

@@ -193,6 +193,16 @@ def test_tuning_finds_the_parameters_with_the_highest_psnr():
     assert reached(chosen) == max(reached(parameters) for parameters in lee.settings())
 
 
+def test_a_quick_method_is_tuned_over_all_combinations():
+    grid = {"size_px": (3, 7), "noise_std": (1.0, 15.0, 60.0)}
+    tried = []
+    scenes = [TunedOn(noisy_step(4), step().astype(np.float32))]
+    tune(
+        Baseline("Lee", "", baselines.lee, grid, quick=True), scenes, tried=lambda: tried.append(1)
+    )
+    assert len(tried) == 6
+
+
 def test_strong_noise_is_tuned_for_beyond_the_grids_of_speckle():
     rng = np.random.default_rng(3)
     target = np.full((64, 64), 128, np.float32)

@@ -454,7 +454,7 @@ def small_images(folder):
     files = [folder / "liver" / f"{k}.png" for k in range(3)] + [folder / "muscle" / "0.png"]
     for path in files:
         path.parent.mkdir(exist_ok=True)
-        Image.new("L", (40, 30), 90).save(path)
+        Image.linear_gradient("L").resize((40, 30)).save(path)
     return files
 
 
@@ -473,6 +473,14 @@ def test_an_image_that_cannot_be_read_gives_its_place_to_the_next(tmp_path, capl
         path.write_bytes(b"no image")
     assert chosen_of(files, tmp_path) == ["liver/1.png", "liver/2.png"]
     assert "left out: " in caplog.text
+
+
+@pytest.mark.parametrize("shown", [Image.new("L", (40, 30)), Image.new("L", (40, 1), 90)])
+def test_an_image_that_shows_nothing_gives_its_place_to_the_next(tmp_path, caplog, shown):
+    files = small_images(tmp_path)
+    shown.save(files[0])
+    assert chosen_of(files, tmp_path) == ["liver/1.png", "liver/2.png", "muscle/0.png"]
+    assert "shows nothing" in caplog.text
 
 
 def test_real_protocol_writes_tables_by_source_and_pictures(tmp_path):

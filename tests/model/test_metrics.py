@@ -89,8 +89,9 @@ def test_metrics_of_the_unit_range_equal_those_of_eight_bit():
 
 
 def test_ms_ssim_refuses_an_image_too_small_for_five_scales():
-    with pytest.raises(ValueError, match="161"):
-        metrics.ms_ssim(wave(100, 200), wave(100, 200), data_range=255)
+    with pytest.raises(ValueError, match="176"):
+        metrics.ms_ssim(wave(175, 200), wave(175, 200), data_range=255)
+    assert metrics.ms_ssim(wave(176, 200), wave(176, 200), data_range=255) == pytest.approx(1)
 
 
 def test_mean_squared_error_and_psnr_agree():

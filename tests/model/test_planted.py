@@ -55,6 +55,16 @@ def test_less_grain_tells_lesions_apart_better(grounds):
     assert smooth["gcnr"] > planted.survival(identity, grounds)["gcnr"]
 
 
+def test_what_tells_places_apart_without_lesions_is_not_gained(grounds):
+    def blind(_):
+        return ndimage.gaussian_filter(grounds[0].image * 1.0, 2.0)
+
+    found = planted.survival(blind, grounds)
+    assert found[planted.WITHOUT] == found["gcnr"] > 0.2
+    assert found[planted.GAINED] == 0
+    assert planted.survival(identity, grounds)[planted.GAINED] > 0.02
+
+
 def test_lesions_count_in_tissue_alone(tissue, grounds):
     lesions = [lesion for scene in grounds[0].planted for lesion in scene.lesions]
     assert len(lesions) > 20

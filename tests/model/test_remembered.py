@@ -14,6 +14,7 @@ from model.evaluate import Settings
 from model.evaluation import remembered as remembering
 from model.evaluation.contenders import Contender, identity
 from model.evaluation.remembered import remembered, timed
+from model.student import Student
 
 IMAGE = np.arange(80, dtype=np.uint8).reshape(8, 10)
 
@@ -61,6 +62,15 @@ def test_other_parameters_and_other_weights_are_computed(tmp_path, counted):
     for each in (contender, *others):
         remembered(each, tmp_path).method(IMAGE)
     assert counted.calls == 3
+
+
+def test_other_settings_of_one_student_are_computed(tmp_path, counted):
+    student = Student()
+    contender = Contender("student", counted, network=student)
+    remembered(contender, tmp_path).method(IMAGE)
+    student.architecture = replace(student.architecture, retain=0.5)
+    remembered(contender, tmp_path).method(IMAGE)
+    assert counted.calls == 2
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from model.evaluation.safety_measures import (
     identity_at_zero,
     lesions_kept,
     shift_differences,
+    told_apart,
 )
 
 torch.set_num_threads(1)
@@ -98,6 +99,24 @@ def test_heavy_blur_takes_small_lesions_and_leaves_large_ones(grounds):
     assert large > 0.8
     assert small_contrast < 0.4
     assert large_contrast > 0.6
+
+
+def test_chance_tells_nothing_apart_the_better_the_coarser_the_grain(grounds):
+    scenes = grounds.lesions[3.0]
+    fine, coarse = (
+        told_apart(
+            [smooth(scene.noisy, sigma) for scene in scenes],
+            scenes,
+            [smooth(scene.noisy, sigma) for scene in grounds.even],
+        )
+        for sigma in (1.0, 4.0)
+    )
+    assert 0.1 < fine["nothing"] < coarse["nothing"]
+    assert fine["over chance"] == fine["lesions"] - fine["nothing"] > 0
+    everywhere = [scene.target for scene in scenes]
+    ideal = told_apart(everywhere, scenes, [np.full_like(everywhere[0], 90)])
+    assert ideal["nothing"] == 0
+    assert ideal["over chance"] > 0.5
 
 
 def test_sizes_that_no_scene_holds_are_not_judged(grounds):

@@ -57,6 +57,25 @@ def test_gains_are_over_the_best_classical_method():
     assert row[2] == "*0.00*"
 
 
+def test_a_network_under_any_name_is_no_classical_method(copied):
+    document = copied / "physics.md"
+    row = next(line for line in document.read_text().splitlines() if line.startswith("| teacher |"))
+    renamed = f"{row}\n{row.replace('teacher', 'teacher x4')}\n{row.replace('teacher', 'mine')}"
+    document.write_text(document.read_text().replace(row, renamed))
+    assert targets.summary(copied) == targets.summary(TABLES)
+
+
+def test_a_figure_that_is_none_is_named(copied):
+    text = (copied / "safety.md").read_text().splitlines()
+    start = text.index("### Shifts, flicker, strength")
+    row = next(i for i in range(start, len(text)) if text[i].startswith("| student quality |"))
+    cells = text[row].split("|")
+    text[row] = "|".join([*cells[:2], *[" - " for _ in cells[2:-1]], ""])
+    (copied / "safety.md").write_text("\n".join(text))
+    with pytest.raises(targets.TablesError, match=r"safety\.md: 'flicker.*'quality'"):
+        targets.summary(copied)
+
+
 def test_a_missing_document_or_method_is_named(copied):
     run = CliRunner().invoke(app, ["targets", str(copied), "--method", "nobody"])
     assert run.exit_code != 0
