@@ -236,26 +236,29 @@ def export(
         ),
     ] = None,
     retain: Annotated[
-        float,
+        float | None,
         typer.Option(min=0, max=1, help="Share of what is removed at lesions' size that stays."),
-    ] = 0.0,
+    ] = None,
     retain_wide: Annotated[
-        float,
+        float | None,
         typer.Option(min=0, max=1, help="Share of the rest, from 16 pixels on, that stays too."),
-    ] = 0.0,
+    ] = None,
     halvings: Annotated[
-        int,
+        int | None,
         typer.Option(min=0, max=4, help="Times an image with coarse speckle may be halved."),
-    ] = 0,
+    ] = None,
     rim: Annotated[
-        int,
+        int | None,
         typer.Option(min=0, max=64, help="Pixels that tissue goes on beyond the rim of a sector."),
-    ] = 0,
+    ] = None,
     attribution: Annotated[
         list[str] | None, typer.Option(help="Source of real images used; may be repeated.")
     ] = None,
 ) -> None:
-    """Turn a checkpoint into a bundle that the node takes."""
+    """Turn a checkpoint into a bundle that the node takes.
+
+    What is not given of shares, halvings and rim is as a bundle has it, and 0 for a run.
+    """
     from model.bundle import BundleError
     from model.export import export as write_bundle
 

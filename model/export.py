@@ -34,10 +34,10 @@ def export(
     name: str,
     version: str,
     averaged: Mapping[Path, float] | None = None,
-    retain: float = 0.0,
-    retain_wide: float = 0.0,
-    halvings: int = 0,
-    rim_px: int = 0,
+    retain: float | None = None,
+    retain_wide: float | None = None,
+    halvings: int | None = None,
+    rim_px: int | None = None,
     attribution: list[str] | None = None,
 ) -> bundles.Bundle:
     """Write a bundle and load it again.
@@ -57,7 +57,8 @@ def export(
     halvings : int
         Times an image with coarse speckle may be halved; `model.network.scales`.
     rim_px : int
-        How far tissue is continued beyond the rim of a sector; `model.network.rim`.
+        How far tissue is continued beyond the rim of a sector; `model.network.rim`. What is not
+        given of these four is as a bundle has it, and 0 for a run.
     attribution : list of str, optional
         Sources of real images that the training used, as their licences ask; those of bundles that
         the weights came from or that taught them are added.
@@ -89,13 +90,14 @@ def export(
             checkpoint,
             training["images"],
         )
-    architecture = replace(
-        student.architecture,
-        retain=retain,
-        retain_wide=retain_wide,
-        halvings=halvings,
-        rim_px=rim_px,
-    )
+    settings = {
+        "retain": retain,
+        "retain_wide": retain_wide,
+        "halvings": halvings,
+        "rim_px": rim_px,
+    }
+    given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+    architecture = replace(student.architecture, **given)
     if architecture.block == "reparameterised":
         architecture = replace(architecture, block="plain")
     student.architecture = architecture

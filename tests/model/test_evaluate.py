@@ -258,6 +258,12 @@ def test_a_run_set_as_a_bundle_computes_what_its_export_would(tmp_path):
     assert np.std(given.method(image) - plain.method(image)) > 3 * np.std(rounding)
 
 
+def test_a_bundle_that_is_exported_again_keeps_what_is_not_given(tmp_path):
+    before = bundles.load("lesions").student.architecture
+    again = export(Path("lesions"), tmp_path, name="again", version="1", retain=0.3)
+    assert again.student.architecture == replace(before, retain=0.3)
+
+
 def test_a_folder_may_have_the_sign_before_a_bundle_in_its_name(tmp_path):
     kept = tmp_path / "mine@home"
     shutil.copytree(YARDSTICKS / "details", kept)
