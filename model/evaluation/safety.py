@@ -133,7 +133,8 @@ GROUPS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ),
         (
             f"Burned into speckle. Text is changed where it moved by more than "
-            f"{TEXT_CHANGE_GREY:g} grey levels; the node protects it apart from the method."
+            f"{TEXT_CHANGE_GREY:g} grey levels; the node protects it apart from the method. A line "
+            "that is gone has no width, and counts in its peak alone."
         ),
     ),
 )
