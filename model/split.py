@@ -2,8 +2,8 @@
 
 Two frames of one patient are nearly the same image; were one trained on and the other judged on,
 the figures would flatter. A *source* is a folder directly below the folder that was searched; a
-*subject* is a patient, or the smallest thing known to hold one: a video, a study, a folder. Where
-a subject cannot be told from its neighbours, they stay together.
+*subject* is a patient, or the smallest thing known to hold one: a video, a study, a folder below
+the source. Where a subject cannot be told from its neighbours, they stay together.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ _NUMBERED_NAMES = (
 _FRAME_NUMBER = re.compile(
     r"(?:^|[_\-. ]+)(?:frame|fr|f|img|image)?[_\- ]?\(?\d+\)?$", re.IGNORECASE
 )
+_CLOSE_NUMBER = re.compile(r"\(?\d+\)?$")
+"""Of a name without a number of its own: ``out0001``, ``IM0001``."""
+FEW = 20
+"""A folder of at most so many names is taken for a patient's, where others are like it."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,22 @@ def split(files: Iterable[Path], root: Path, *, held_out: Collection[str] = HELD
     return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
 
 
+def patient_folders(files: Iterable[Path], root: Path) -> list[str]:
+    """Folders directly below `root` that count as sources and look like one patient's each.
+
+    At least three, and most of those that there are: few files each, whose names alone tell
+    subjects apart, so that one patient would be on several sides.
+    """
+    stills: dict[str, set[str]] = defaultdict(set)
+    for path in files:
+        source = _source(path, root)
+        stem = "" if is_dicom(path) or _folder_subject(path, root) else path.stem
+        stills[source].add(_still(stem) if stem and not _named_subject(stem) else "")
+    alike = [name for name, found in stills.items() if name and 1 < len(found) <= FEW]
+    alike = sorted(name for name in alike if "" not in stills[name])
+    return alike if len(alike) >= DIVISIBLE and 2 * len(alike) > len(stills) else []
+
+
 def _divide(subjects: Mapping[str, object]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
     """Subjects to train on, to validate and to test on, by the position of their hash in 0..1."""
     if len(subjects) < DIVISIBLE:
@@ -181,4 +201,5 @@ def _folder_subject(path: Path, root: Path | None) -> str:
 
 
 def _still(stem: str) -> str:
-    return _FRAME_NUMBER.sub("", stem) or "frames"
+    found, count = _FRAME_NUMBER.subn("", stem)
+    return (found if count else _CLOSE_NUMBER.sub("", stem)) or "frames"

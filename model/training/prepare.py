@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from model import bundle as bundles
 from model import data, images
 from model.data import NoisyImages, Simulation
 from model.simulation.scene import Scene
-from model.split import Split, split
+from model.split import Split, patient_folders, split
 from model.training import pool
 from model.training.recipe import DataSection, RecipeError
 
@@ -28,6 +29,8 @@ CONTENT_VERSION = 6
 """Goes up whenever the same settings would draw other scenes."""
 
 Grey = NDArray[np.uint8]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,18 @@ def material(section: DataSection) -> Material:
     """
     if not section.images:
         return Material((), (), ())
-    parts = divided(section)
+    root = Path(section.images)
+    files = images.image_files(root)
+    if alike := patient_folders(files, root):
+        _log.warning(
+            "data.images = %r: folders directly below it count as sources, of several patients "
+            "each, and %d look like one patient's (%r). Move them all into one folder below it, or "
+            "a patient may be trained on and judged on",
+            section.images,
+            len(alike),
+            alike[0],
+        )
+    parts = split(files, root)
     read = list(images.read_all(parts.train, section.frames_per_file))
     train = [frame for _, frame in read]
     validation = [frame for _, frame in images.read_all(parts.validation, 1)]

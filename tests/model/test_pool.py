@@ -181,6 +181,17 @@ def test_files_that_were_left_out_count_as_no_images(tmp_path):
     assert len(given.train) == 1
 
 
+def test_a_training_begins_with_a_warning_where_folders_of_patients_count_as_sources(
+    tmp_path, caplog
+):
+    for name in ("smith", "jones", "brown"):
+        (tmp_path / name).mkdir()
+        for view in ("liver", "kidney"):
+            Image.fromarray(np.full((20, 20), 90, np.uint8)).save(tmp_path / name / f"{view}.png")
+    prepare.material(DataSection(images=str(tmp_path)))
+    assert "3 look like one patient's ('brown'). Move them all into one folder" in caplog.text
+
+
 def test_a_missing_smoother_names_its_key(tmp_path):
     section = DataSection(smoothed_by="nothing", cache=str(tmp_path))
     with pytest.raises(RecipeError, match=r"data\.smoothed_by: bundle 'nothing'"):

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from model.images import image_files
-from model.split import HELD_OUT, Split, split, subject_of
+from model.split import HELD_OUT, Split, patient_folders, split, subject_of
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "train"
 ROOT = Path("images")
@@ -44,6 +44,9 @@ ROOT = Path("images")
         ("0012.png", "frames"),
         ("IMG_0012.png", "frames"),
         ("liver.png", "liver"),
+        ("out0001.png", "out"),
+        ("IM0001.png", "IM"),
+        ("anna(3).png", "anna"),
     ],
 )
 def test_a_subject_is_told_from_the_file_name(name, subject):
@@ -119,6 +122,38 @@ def test_a_single_cine_is_trained_on():
     assert set(split(files, ROOT).train) == set(files)
 
 
+@pytest.mark.parametrize("name", ["out{:04d}.png", "IM{:04d}.png", "cine({}).png"])
+def test_a_single_cine_with_its_number_at_the_name_is_trained_on(name):
+    files = [ROOT / name.format(n) for n in range(49)]
+    assert set(split(files, ROOT).train) == set(files)
+
+
+def patients(root: Path) -> list[Path]:
+    return [
+        root / name / f"{view}_{place}.png"
+        for name in ("smith", "jones", "brown", "green")
+        for view in ("liver", "kidney")
+        for place in ("long", "left")
+    ]
+
+
+def test_folders_of_patients_that_count_as_sources_are_told():
+    assert patient_folders(patients(ROOT), ROOT) == ["brown", "green", "jones", "smith"]
+    beside = [*patients(ROOT), *cohort(40)]
+    assert patient_folders(beside, ROOT)
+    below = patients(ROOT / "clinic")
+    assert not patient_folders(below, ROOT)
+    assert all(len(found) == 1 for found in sides(split(below, ROOT), lambda p: p.parent).values())
+
+
+def test_folders_of_sources_are_not_taken_for_those_of_patients():
+    cines = [ROOT / f"volunteer-{n}" / f"{f:04d}.png" for n in range(30) for f in range(4)]
+    clinics = [path for n in range(6) for path in cohort(10, source=f"clinic-{n}")]
+    named = [ROOT / f"clinic-{n}" / f"{'abc' * (p + 1)}.png" for n in range(4) for p in range(40)]
+    for files in (cines, clinics, named, [ROOT / "a.png", ROOT / "b.png"]):
+        assert not patient_folders(files, ROOT)
+
+
 def write_dicom(path: Path, patient: str, study: str) -> Path:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -174,4 +209,5 @@ def test_no_subject_of_the_real_images_is_on_two_sides():
         p.parent.name for p in files if p.parent.name != "timtrack_ds2_muscle_GL"
     }
     assert {p.parent.name for p in parts.train}.isdisjoint(HELD_OUT)
+    assert not patient_folders(files, REAL)
     assert 0.7 < len(parts.train) / len(files) < 0.9
