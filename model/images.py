@@ -66,11 +66,15 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if not path.name.startswith(".")
+        if _is_wanted(path)
         and path.is_file()
         and (path.suffix.lower() in SUFFIXES or is_dicom(path))
-        and not _ANNOTATION.search(path.stem)
     )
+
+
+def _is_wanted(path: Path) -> bool:
+    """Whether a name is neither hidden nor that of an annotation."""
+    return not path.name.startswith(".") and not _ANNOTATION.search(path.stem)
 
 
 def read_frames(path: Path, most: int = MOST_FRAMES) -> Iterator[Grey]:
@@ -224,4 +228,6 @@ def _pixels(image: Image.Image, folder: Path) -> Grey:
 @lru_cache
 def _bits_in(folder: Path) -> int:
     """Depth of the 16-bit pictures of a folder."""
-    return depth.shared(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return depth.shared(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and _is_wanted(path)
+    )

@@ -85,6 +85,14 @@ def test_sixteen_bits_of_one_folder_are_of_one_depth(tmp_path):
     assert frame.max() == (500 * 255 + 2047) // 4095
 
 
+def test_annotations_and_hidden_files_say_nothing_of_the_depth(tmp_path):
+    white = np.full((20, 30), 65535, np.uint16)
+    for name in ("a_mask.png", ".a.png"):
+        written(tmp_path / name, white)
+    (frame,) = frames_of(written(tmp_path / "a.png", np.full((20, 30), 2000, np.uint16)))
+    assert frame.max() == (2000 * 255 + 2047) // 4095
+
+
 def test_a_tinted_image_is_grey_and_a_coloured_one_is_passed_over(tmp_path):
     grey = speckle(1, 40, 50)[0]
     tinted = np.dstack([grey, grey, np.minimum(grey.astype(int) + 20, 255)]).astype(np.uint8)
