@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,16 @@ from PIL import Image, TiffImagePlugin
 
 CONTAINER_BITS = (8, 10, 12, 14, 16)
 """Depths that a 16-bit file may really hold."""
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises at files that are damaged or too large."""
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -54,7 +65,7 @@ def shared(files: Iterable[Path]) -> int:
             with Image.open(path) as image:
                 if is_deep(image):
                     most = max(most, needed(np.asarray(image)))
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        except UNREADABLE:
             continue  # said by whoever reads the file itself
     return most
 

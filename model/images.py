@@ -211,7 +211,7 @@ def _pictures(path: Path, most: int) -> Iterator[Grey]:
         raise UnusableImageError(f"{path}: no image that can be read; remove it") from error
     except Image.DecompressionBombError as error:
         raise UnusableImageError(f"{path}: too many pixels; cut it into parts") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except depth.UNREADABLE as error:
         raise UnusableImageError(f"{path}: is damaged; export it anew or remove it") from error
 
 

@@ -110,6 +110,20 @@ def test_frames_of_a_cine_are_evenly_spread(tmp_path):
     assert [int(frame[0, 0]) for frame in frames_of(path, 4)] == [2, 7, 12, 17]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_cine_that_is_cut_anywhere_is_damaged_and_no_more(tmp_path):
+    whole = tmp_path / "whole.tif"
+    pages = [Image.fromarray(np.full((8, 8), 3000 + n, np.uint16)) for n in range(4)]
+    pages[0].save(whole, save_all=True, append_images=pages[1:])
+    stored = whole.read_bytes()
+    for length in range(0, len(stored), 7):
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / "cut.tif").write_bytes(stored[:length])
+        with contextlib.suppress(UnusableImageError):
+            frames_of(folder / "cut.tif")
+
+
 # --- DICOM ------------------------------------------------------------------------------------
 
 
