@@ -56,15 +56,17 @@ def needed(pixels: NDArray[np.integer[Any]]) -> int:
 def shared(files: Iterable[Path]) -> int:
     """Least depth that the 16-bit files among some need, bits; 8 where there is none.
 
-    Frames of one cine are files of one folder, and comparable at one depth alone. What cannot be
-    read or taken counts for none.
+    Frames of one cine are files of one folder, or pages of one file, and comparable at one depth
+    alone. What cannot be read or taken counts for none.
     """
     most = 8
     for path in files:
         try:
             with Image.open(path) as image:
-                if is_deep(image):
-                    most = max(most, needed(np.asarray(image)))
+                for page in range(int(getattr(image, "n_frames", 1))):
+                    image.seek(page)
+                    if is_deep(image):
+                        most = max(most, needed(np.asarray(image)))
         except UNREADABLE:
             continue  # said by whoever reads the file itself
     return most

@@ -110,6 +110,14 @@ def test_frames_of_a_cine_are_evenly_spread(tmp_path):
     assert [int(frame[0, 0]) for frame in frames_of(path, 4)] == [2, 7, 12, 17]
 
 
+def test_pages_of_sixteen_bits_are_of_one_depth(tmp_path):
+    pages = [Image.fromarray(np.full((20, 30), level, np.uint16)) for level in (500, 900, 4000)]
+    path = tmp_path / "cine.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    found = [int(frame.max()) for frame in frames_of(path)]
+    assert found == [(level * 255 + 2047) // 4095 for level in (500, 900, 4000)]
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_cine_that_is_cut_anywhere_is_damaged_and_no_more(tmp_path):
     whole = tmp_path / "whole.tif"
