@@ -192,8 +192,7 @@ def _trainer(recipe: Recipe, folder: Path, done: int) -> pl.Trainer:
             callbacks.ModelCheckpoint(
                 folder,
                 "last",
-                every_n_train_steps=every,
-                save_on_train_epoch_end=False,
+                save_on_train_epoch_end=False,  # but when a validation ends
                 enable_version_counter=False,
             ),
             callbacks.RichProgressBar(refresh_rate=20),

@@ -24,7 +24,8 @@ class RunLog(Logger):
     """Writes a row for each step at which something was logged; one row holds all of a step.
 
     The first column is the step, counted from 0; figures that a step has not are empty. A row
-    is in the file before the next one begins, so that a kill loses one row at the most.
+    is in the file before the next one begins, and before a checkpoint is written, so that a kill
+    loses one row at the most, and none of a step that is not done again.
 
     Parameters
     ----------
@@ -72,10 +73,15 @@ class RunLog(Logger):
         self._row = {**self._row, **metrics, STEP: step}
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:  # noqa: ARG002 the trainer gives it
+    def save(self) -> None:
         """Write what is left."""
         if self._row:
             self._write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:  # noqa: ARG002 the trainer gives it
+        """Write what is left."""
+        self.save()
 
     def _write(self) -> None:
         row, self._row = self._row, {}

@@ -149,7 +149,9 @@ class Training(pl.LightningModule):
         return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the time spent and the loss weights."""
+        """Keep the time spent and the loss weights; have the log's row of this step on disk."""
+        for logger in self.trainer.loggers:
+            logger.save()
         checkpoint["spent_seconds"] = self.elapsed
         checkpoint["loss_weights"] = dict(self.weights)
 
