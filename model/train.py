@@ -99,6 +99,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     targets = {}
     if recipe.guidance.every:
         targets = _targets(recipe, scenes, teacher)
+    pl.seed_everything(recipe.seed)  # again: less is built where scenes were drawn before
     module = Training(recipe, scenes, targets)
     _start_from(module.network, recipe)
     if resuming.rank() == 0:

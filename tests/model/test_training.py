@@ -168,6 +168,43 @@ def test_training_resumes_and_exports_a_bundle_that_loads(tmp_path, monkeypatch)
         runs.load(kept)
 
 
+BRIEF = """
+name = "brief"
+threads = 1
+validation_scenes = 2
+[data]
+side = 64
+scenes = 2
+workers = 1
+smoothed_by = "quality"
+[optimiser]
+steps = 2
+batch = 2
+crop = 64
+"""
+
+
+def test_a_run_begins_with_the_same_weights_whatever_the_cache_holds(tmp_path, monkeypatch):
+    pytest.importorskip("lightning")
+    from model import train
+
+    begun = []
+
+    def begins(*given):
+        begun.append(training(*given).network.state_dict())
+        raise KeyboardInterrupt
+
+    training = train.Training
+    monkeypatch.setattr(train, "Training", begins)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brief.toml").write_text(BRIEF)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train.train(tmp_path / "brief.toml", tmp_path / "runs")
+    empty, filled = begun
+    assert all(torch.equal(empty[name], filled[name]) for name in empty)
+
+
 PUPIL = """
 name = "pupil"
 threads = 1
