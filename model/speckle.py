@@ -87,7 +87,8 @@ def form(
         rice_db = 10 * torch.log10(coherent / diffuse + 1e-9)
         expected += weight * display.expected_grey(level_db, rice_db, setting)
     mean = display.finish(geometry.convert(expected), setting)
-    inside = (display.resize(geometry.inside.float(), setting) > 0.999).numpy()
+    insonated = display.resize(geometry.inside.float(), setting)
+    inside = (insonated > 0.999).numpy()
     target: NDArray[np.float32] | None = None
 
     formed = []
@@ -96,8 +97,11 @@ def form(
         tissue = _Tissue(drawn.sqrt(), echo, loss, floor, gain_db)
         shown = _shown(tissue, beam, geometry, setting, generator)
         if target is None:
-            target = (display.mean_after_clipping(mean, shown) if setting.sharpen else mean).numpy()
-            target = np.clip(target, 0, 255)
+            displayed = mean
+            if setting.sharpen:
+                clipped = display.mean_after_clipping(mean, shown)
+                displayed = torch.where(insonated > 0.5, clipped, mean)
+            target = displayed.clamp(0, 255).numpy()
         noisy = shown.round().clamp(0, 255).to(torch.uint8).numpy()
         if setting.jpeg_quality:
             noisy = display.jpeg(noisy, setting.jpeg_quality)

@@ -103,7 +103,8 @@ def mean_after_clipping(mean: Tensor, shown: Tensor) -> Tensor:
     """Mean of the display once the overshoots of edge enhancement are clipped to 0..255.
 
     A share of what a rectified normal variable would gain, its spread taken from one realisation
-    nearby. The share is empirical: it leaves the mean within 0.3 grey levels over scanners.
+    nearby. The share is empirical: it leaves the mean within 0.3 grey levels over scanners. Beyond
+    the rim of a sector nothing has a spread, and this is no mean.
     """
     spread = _blur((shown - mean) ** 2, 9.0).clamp_min(1e-4).sqrt()
 

@@ -25,7 +25,7 @@ from model.split import Split, patient_folders, split
 from model.training import pool
 from model.training.recipe import DataSection, RecipeError
 
-CONTENT_VERSION = 6
+CONTENT_VERSION = 7
 """Goes up whenever the same settings would draw other scenes."""
 
 Grey = NDArray[np.uint8]

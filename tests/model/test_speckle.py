@@ -192,6 +192,19 @@ def test_a_sector_is_black_outside():
     assert formed.target[0, 0] == 0
 
 
+@pytest.mark.parametrize("resize", [1.0, 0.8, 1.3])
+@pytest.mark.parametrize("smooth", [0.0, 0.8])
+def test_a_target_does_not_glow_beyond_the_rim_where_edges_are_enhanced(resize, smooth):
+    setting = replace(
+        Acquisition(), sector_angle=1.2, sharpen=0.6, smooth_sigma=smooth, resize=resize
+    )
+    formed = speckle.form(tissue(112), setting, np.random.default_rng(5), 16)
+    images = np.stack([each.noisy for each in formed]).astype(float)[:, ~formed[0].inside]
+    target = formed[0].target[~formed[0].inside]
+    assert abs((target - images.mean(axis=0)).mean()) < 0.05
+    assert target[images.max(axis=0) == 0].mean() < 0.01
+
+
 def test_point_spread_function_wider_than_the_image_is_cut():
     setting = replace(Acquisition(), lateral_sigma=(9.0, 9.0), side_lobes=0.05)
     assert speckle.form(tissue(48), setting, np.random.default_rng(0))[0].noisy.shape == (48, 48)
