@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 import numpy as np
@@ -156,9 +157,18 @@ _adopted: list[Drawer] = []
 
 
 def _adopt(drawer: Drawer) -> None:
-    """Give a worker process its drawer once, not with every chunk."""
+    """Give a worker process its drawer once, not with every chunk; it ends with its parent."""
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _adopted[:] = [drawer]
+
+
+def _end_with_parent() -> None:
+    """Nobody tells a worker that its parent was killed: it would wait for work for ever."""
+    parent = parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def _draw_chunk(folder: Path, drawer: Drawer | None, count: int, seed: int, start: int) -> int:

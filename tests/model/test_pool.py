@@ -2,9 +2,14 @@
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from threading import Barrier, get_ident
 
 import numpy as np
@@ -18,6 +23,7 @@ from model.training import pool, prepare
 from model.training.pool import STEPS_PER_GREY, Cutting, PatchStream
 from model.training.recipe import DataSection, RecipeError, load
 
+ROOT = Path(__file__).parents[2]
 SIDE = 64
 
 
@@ -88,6 +94,53 @@ def test_of_two_that_ask_at_once_one_draws_and_one_waits(tmp_path):
     assert len(set(drawn_by)) == 1
     assert np.array_equal(one.noisy, two.noisy)
     assert pool.is_complete(tmp_path, 40)
+
+
+def told(rng):
+    """A scene, and the process that drew it."""
+    (Path.cwd() / str(os.getpid())).touch()
+    time.sleep(0.1)
+    return ramp(rng)
+
+
+DRAWING = """
+from pathlib import Path
+from model.training import pool
+from tests.model.test_pool import told
+if __name__ == "__main__":
+    pool.draw(Path("pool"), told, count=4000, side=64, seed=3, workers=2)
+"""
+
+
+def test_processes_that_draw_end_with_the_one_that_is_killed(tmp_path):
+    (tmp_path / "drawing.py").write_text(DRAWING)
+    parent = subprocess.Popen(
+        [sys.executable, "drawing.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    try:
+        workers = waited_for(lambda: {p.name for p in tmp_path.iterdir() if p.name.isdigit()}, 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    left = waited_for(lambda: {pid for pid in workers if running(pid)}, 0, seconds=10)
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not left
+
+
+def running(pid):
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def waited_for(found, count, seconds=60):
+    """What is found, once it is so many or the time is up."""
+    deadline = time.monotonic() + seconds
+    while len(found()) != count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found()
 
 
 def test_patches_keep_input_and_target_together(tmp_path):
