@@ -80,6 +80,8 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     start = last if resume and last.exists() else None
     done = int(runs.read_checkpoint(start)["global_step"]) if start else 0
     earlier = resuming.earlier(recipe, folder, done) if start else []
+    trainer = _trainer(recipe, folder, done)
+    _check(recipe)
     pl.seed_everything(recipe.seed)
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     keep_activations()
@@ -118,7 +120,6 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
         runs.write_description(folder, recipe, about)
     seed = (recipe.seed * 1000 + done) * 64 + resuming.rank()
     patches = _patches(recipe, taught, real, fresh, seed)
-    trainer = _trainer(recipe, folder, done)
     trainer.fit(
         module,
         patches,
@@ -130,6 +131,25 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     if trainer.is_global_zero:
         _report(folder, scenes, given)
     return last
+
+
+def _check(recipe: Recipe) -> None:
+    """Name what cannot be had before anything is read or drawn."""
+    unknown = sorted(set(recipe.guidance.targets) - set(guidance.GOVERNED))
+    if unknown:
+        raise RecipeError(
+            f"guidance.targets: no metric {unknown[0]!r} governs a term; there are "
+            f"{', '.join(guidance.GOVERNED)}"
+        )
+    given = recipe.distillation.teacher or recipe.guidance.targets
+    if recipe.guidance.every and not given:
+        raise RecipeError(
+            "guidance.every: the controller needs a target; name a distillation.teacher, or give "
+            "[guidance.targets]"
+        )
+    prepare.check(recipe.data)
+    teaching.check(recipe)
+    _start_from(recipe.network.build(), recipe)
 
 
 def _patches(
@@ -248,19 +268,7 @@ def _targets(
             return despeckled(lambda x: distill.self_ensemble(teacher, x, folds), image)
 
         targets = guidance.measure(despeckle, scenes)
-    unknown = sorted(set(recipe.guidance.targets) - set(guidance.GOVERNED))
-    if unknown:
-        raise RecipeError(
-            f"guidance.targets: no metric {unknown[0]!r} governs a term; there are "
-            f"{', '.join(guidance.GOVERNED)}"
-        )
-    targets |= recipe.guidance.targets
-    if not targets:
-        raise RecipeError(
-            "guidance.every: the controller needs a target; name a distillation.teacher, or give "
-            "[guidance.targets]"
-        )
-    return targets
+    return targets | recipe.guidance.targets
 
 
 def _report(folder: Path, scenes: Sequence[Scene], given: Material) -> None:

@@ -50,6 +50,21 @@ class Material:
     files: tuple[Path, ...]
 
 
+def check(section: DataSection) -> None:
+    """Name what cannot be had before images are read.
+
+    Raises
+    ------
+    RecipeError
+        There is no such folder or bundle, or the source needs images.
+    """
+    if section.images and not Path(section.images).is_dir():
+        raise RecipeError(f"data.images = {section.images!r}: no such folder")
+    if section.source == "paper" and not section.images:
+        raise RecipeError("data.images is empty: recipe source 'paper' needs real images")
+    _smoother(section)
+
+
 def material(section: DataSection) -> Material:
     """Read the recipe's real images; none where it names no folder.
 

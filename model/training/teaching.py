@@ -34,6 +34,23 @@ class Taught(NamedTuple):
     teacher: Student | None = None
 
 
+def check(recipe: Recipe) -> None:
+    """Name what cannot be had before scenes are drawn.
+
+    Raises
+    ------
+    RecipeError
+        A network that is to answer cannot be had, or the recipe names no real images.
+    """
+    section = recipe.distillation
+    if section.teacher:
+        _asked("teacher", section.teacher, "cpu")
+    for name in section.panel:
+        _asked("panel", name, "cpu")
+    if section.real_share and not recipe.data.images:
+        raise RecipeError("distillation.real_share: name a folder of images in data.images")
+
+
 def taught(
     recipe: Recipe, given: Material, scenes: Pool, progress: Progress, device: str
 ) -> Taught:
@@ -121,8 +138,6 @@ def _real(
     recipe: Recipe, given: Material, scenes: Pool, teacher: _Asked, progress: Progress
 ) -> Pool:
     """Patches of real images as the teacher despeckles them, kept beside the scenes."""
-    if not given.train:
-        raise RecipeError("distillation.real_share: name a folder of images in data.images")
     section, side = recipe.distillation, recipe.data.side
     patches = distill.real_pool(given.train, scenes.folder / f"real-{side}", side)
     real = _answers(

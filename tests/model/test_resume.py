@@ -304,7 +304,7 @@ def test_a_fresh_run_that_is_killed_early_does_not_bring_back_the_one_before(tmp
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_trainer", killed)
+    monkeypatch.setattr(train, "_patches", killed)
     with pytest.raises(KeyboardInterrupt):
         train.train(SMOKE, tmp_path / "runs", resume=False)
     assert not last.exists()

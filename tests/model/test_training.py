@@ -80,15 +80,37 @@ def test_a_wrong_recipe_names_the_key(tmp_path, text, named):
         recipe.load(path)
 
 
-def test_what_only_the_trainer_knows_to_be_wrong_is_named_too(tmp_path):
+TAUGHT = '[distillation]\nteacher = "quality"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('accelerator = "abacus"', "accelerator = 'abacus', devices = 1: .*invalid"),
+        ('accelerator = "cuda0"', "accelerator = 'cuda0', devices = 1"),
+        ("[guidance]\nevery = 5\ntargets = {pnsr = 30.0}", r"targets: no metric 'pnsr' .* psnr"),
+        ("[guidance]\nevery = 5", "the controller needs a target"),
+        ('[optimiser]\nstart_from = "nothing"', r"optimiser\.start_from = 'nothing'"),
+        ('[network]\nwidths = [8, 8, 8, 8]\n[optimiser]\nstart_from = "quality"', "does not fit"),
+        ('[distillation]\nteacher = "nothing"', r"distillation\.teacher = 'nothing'"),
+        (TAUGHT + 'panel = ["nothing"]', r"distillation\.panel = 'nothing'"),
+        (TAUGHT + "real_share = 0.5", r"distillation\.real_share"),
+        ('[data]\nsmoothed_by = "nothing"', r"data\.smoothed_by"),
+        ('[data]\nimages = "nothing"', r"data\.images = 'nothing': no such folder"),
+        ('[data]\nsource = "paper"', r"data\.images is empty"),
+    ],
+)
+def test_what_cannot_be_had_is_named_before_anything_is_read_or_drawn(
+    tmp_path, monkeypatch, text, named
+):
     pytest.importorskip("lightning")
     from model import train
 
-    with pytest.raises(RecipeError, match=r"accelerator = 'abacus', devices = 1: .*invalid"):
-        train._trainer(Recipe(name="a", accelerator="abacus"), tmp_path, 0)
-    steered = Recipe(name="a", guidance={"every": 5, "targets": {"pnsr": 30.0}})
-    with pytest.raises(RecipeError, match=r"guidance\.targets: no metric 'pnsr' .* psnr"):
-        train._targets(steered, [], None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.prepare, "material", None)
+    (tmp_path / "wrong.toml").write_text(f'name = "wrong"\n{text}')
+    with pytest.raises(RecipeError, match=named):
+        train.train(tmp_path / "wrong.toml", tmp_path / "runs")
 
 
 def test_a_recipe_of_another_encoding_is_named(tmp_path):
