@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
@@ -164,7 +165,8 @@ def raw_value(dataset: Dataset, tag: BaseTag) -> bytes:
     value = element.value if element is not None else None
     if isinstance(value, bytes):
         return value.rstrip(b" \0")
-    return b"" if value is None else str(value).encode("ascii", "replace")
+    parts = value if isinstance(value, MultiValue) else [] if value is None else [value]
+    return "\\".join(str(part) for part in parts).encode("ascii", "replace")
 
 
 def serialise(dataset: Dataset, character_sets: str | list[str] | None = None) -> bytes:

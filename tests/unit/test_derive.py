@@ -14,7 +14,7 @@ from pydicom.tag import Tag
 from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, MODEL_NAME, is_own_output
 from dicom_node.attributes.transcribe import serialise
 from dicom_node.config import Settings, parse
-from dicom_node.decode import open_instance
+from dicom_node.decode import Decoder, open_instance
 from dicom_node.derive import derive_dataset
 from dicom_node.records import DerivedIdentity, PixelReport
 from tests.builders import (
@@ -38,7 +38,10 @@ def derived(tmp_path: Path, settings: Settings | None = None, **options: Any) ->
 
 
 def derived_from(path: Path, settings: Settings | None = None) -> Dataset:
-    decoder = open_instance(path)
+    return derived_of(open_instance(path), settings)
+
+
+def derived_of(decoder: Decoder, settings: Settings | None = None) -> Dataset:
     dataset = derive_dataset(
         decoder.dataset,
         decoder.geometry,
@@ -164,6 +167,14 @@ def test_retired_class_becomes_the_current_one_and_is_recorded(tmp_path: Path) -
 )
 def test_image_type(tmp_path: Path, source: Any, wanted: list[str]) -> None:
     assert list(derived(tmp_path, ImageType=source).ImageType) == wanted
+
+
+def test_image_type_that_was_read_before_keeps_its_values(tmp_path: Path) -> None:
+    """As it is where the tissue is estimated."""
+    values = ["ORIGINAL", "PRIMARY", "SMALL PARTS", "0001"]
+    decoder = open_instance(save(make_us_instance(ImageType=values), tmp_path / "x.dcm"))
+    assert list(decoder.dataset.ImageType) == values
+    assert list(derived_of(decoder).ImageType) == ["DERIVED", *values[1:]]
 
 
 @pytest.mark.parametrize(
