@@ -49,6 +49,8 @@ MALFORMED: Final = (
 )
 """What pydicom raises on malformed values."""
 _UNDEFINED: Final = 0xFFFFFFFF
+_ITEM: Final = b"\xfe\xff\x00\xe0"
+"""(FFFE,E000) *Item*, little endian."""
 _STRAY_GROUPS: Final = frozenset({0x0000, 0x0002, 0x7FE0, 0xFFFE})
 """Command set, file meta, pixels, and item delimiters that a broken writer left over."""
 _LEFT_BEHIND: Final = frozenset(
@@ -94,7 +96,7 @@ def _copy(source: Dataset, creators: frozenset[str], ancestors: list[Dataset]) -
     for tag in sorted(source.keys()):
         if tag not in pointed_to and _stays_behind(source, tag, creators):
             continue
-        element = item_of(source, tag)
+        element = _told(source, tag, item_of(source, tag))
         vr = _vr(source, tag, element)
         little_endian = True
         if isinstance(element, RawDataElement):
@@ -184,9 +186,7 @@ def serialise(dataset: Dataset, character_sets: str | list[str] | None = None) -
         element = item_of(dataset, tag)
         if isinstance(element, DataElement) and element.VR == "SQ":
             bodies = [serialise(item, character_sets) for item in element.value]
-            content = b"".join(
-                b"\xfe\xff\x00\xe0" + len(body).to_bytes(4, "little") + body for body in bodies
-            )
+            content = b"".join(_ITEM + len(body).to_bytes(4, "little") + body for body in bodies)
             element = raw(tag, "SQ", content)
         write_data_element(buffer, element, character_sets)
     return buffer.getvalue()
@@ -234,6 +234,32 @@ def _vr(source: Dataset, tag: BaseTag, element: DataElement | RawDataElement) ->
     except KeyError:
         pass
     return "UN"
+
+
+def _told(
+    source: Dataset, tag: BaseTag, element: DataElement | RawDataElement
+) -> DataElement | RawDataElement:
+    """A public sequence that was written as UN, as what it is; any other element as it came.
+
+    PS3.5 6.2.2: little endian, whatever the transfer syntax. Its items ought to have implicit VR;
+    pydicom looks whether they do.
+    """
+    if not isinstance(element, RawDataElement) or element.VR != "UN" or tag.is_private:
+        return element
+    if element.value and not element.value.startswith(_ITEM):
+        return element
+    try:
+        if dictionary_VR(tag) != "SQ":
+            return element
+    except KeyError:  # of a later edition; with items in it, it is a sequence
+        if not element.value:
+            return element
+    source[tag] = element._replace(VR="SQ", is_little_endian=True)
+    try:
+        return source[tag]
+    except (*MALFORMED, OSError):
+        source[tag] = element
+        return element
 
 
 def _swapped(value: bytes, size: int) -> bytes:

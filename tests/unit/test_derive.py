@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -254,6 +255,24 @@ def test_referenced_series_that_is_there_already_gets_the_instance(tmp_path: Pat
     source.ReferencedSeriesSequence = [series]
     ds = derived_from(save(source, tmp_path / "x.dcm"))
     assert [len(s.ReferencedInstanceSequence) for s in ds.ReferencedSeriesSequence] == [2]
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["ContributingEquipmentSequence", "DerivationCodeSequence", "ReferencedSeriesSequence"],
+)
+def test_sequence_of_unknown_representation_is_added_to(tmp_path: Path, keyword: str) -> None:
+    """As a converter writes it whose dictionary is older than the sequence."""
+    text = b"\x08\x00\x70\x00\x06\0\0\0FIRST "  # (0008,0070), implicit
+    item = b"\xfe\xff\x00\xe0" + len(text).to_bytes(4, "little") + text
+    tag = Tag(keyword)
+    head = struct.pack("<HH2sHI", tag.group, tag.element, b"UN", 0, len(item))
+    path = save(make_us_instance(), tmp_path / "x.dcm")
+    name = b"\x10\x00\x10\x00PN"
+    path.write_bytes(path.read_bytes().replace(name, head + item + name))
+    added = derived_from(path)[keyword].value
+    assert added[0].Manufacturer == "FIRST"
+    assert len(added) > 1
 
 
 def test_contributing_equipment_names_scanner_and_node(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
 
 from dicom_node.attributes.transcribe import serialise, transcribe
 from dicom_node.decode import open_instance
@@ -120,6 +122,92 @@ def test_what_belongs_to_the_source_bytes_goes(tmp_path: Path) -> None:
     ):
         assert gone not in copy
     assert all(element.tag.element != 0 for element in copy)
+
+
+def _as_unknown(tag: bytes, content: bytes, *, undefined: bool = False) -> bytes:
+    """An explicit element of VR UN."""
+    length = b"\xff\xff\xff\xff" if undefined else len(content).to_bytes(4, "little")
+    end = b"\xfe\xff\xdd\xe0\0\0\0\0" if undefined else b""
+    return tag + b"UN\0\0" + length + content + end
+
+
+def _implicit(*items: Dataset) -> bytes:
+    """Items in Implicit VR Little Endian, PS3.5 6.2.2."""
+    content = b""
+    for item in items:
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, True
+        write_dataset(buffer, item)
+        body = buffer.getvalue()
+        content += b"\xfe\xff\x00\xe0" + len(body).to_bytes(4, "little") + body
+    return content
+
+
+def _series(uid_: str) -> Dataset:
+    """An item of (0008,1115) with a private element, and in it an item with another."""
+    series, instance = Dataset(), Dataset()
+    for item in (series, instance):
+        item.private_block(0x0019, "RAW LINES", create=True).add_new(0x01, "LO", "secret")
+    instance.ReferencedSOPInstanceUID = f"{uid_}.1"
+    series.SeriesInstanceUID = uid_
+    series.ReferencedInstanceSequence = [instance]
+    return series
+
+
+def _between(path: Path, before: bytes, element: bytes) -> Path:
+    """The file with an element put in before another."""
+    whole = path.read_bytes()
+    assert whole.count(before) == 1
+    path.write_bytes(whole.replace(before, element + before))
+    return path
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2, 1000])
+def test_sequence_of_unknown_representation_is_one(
+    tmp_path: Path, undefined: bool, count: int
+) -> None:
+    items = [_series(f"1.2.{number}") for number in range(count)]
+    path = save(make_us_instance(), tmp_path / "x.dcm")
+    sequence = _as_unknown(b"\x08\x00\x15\x11", _implicit(*items), undefined=undefined)
+    copy = through(_between(path, b"\x10\x00\x10\x00PN", sequence))
+    assert copy["ReferencedSeriesSequence"].VR == "SQ"
+    found = copy.ReferencedSeriesSequence
+    assert [str(item.SeriesInstanceUID) for item in found] == [f"1.2.{n}" for n in range(count)]
+    assert all(len(item.ReferencedInstanceSequence) == 1 for item in found)
+    assert not any(element.tag.is_private for element in copy.iterall())
+
+
+def test_sequence_of_unknown_representation_within_another_is_one(tmp_path: Path) -> None:
+    inner = _as_unknown(b"\x08\x00\x4a\x11", _implicit(_series("1.2.3")))
+    item = b"\xfe\xff\x00\xe0" + len(inner).to_bytes(4, "little") + inner
+    outer = b"\x08\x00\x15\x11SQ\0\0" + len(item).to_bytes(4, "little") + item
+    path = save(make_us_instance(), tmp_path / "x.dcm")
+    copy = through(_between(path, b"\x10\x00\x10\x00PN", outer))
+    (found,) = copy.ReferencedSeriesSequence
+    assert found["ReferencedInstanceSequence"].VR == "SQ"
+    assert not any(element.tag.is_private for element in copy.iterall())
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES[1:])
+def test_items_of_a_later_edition_lose_their_private_elements(tmp_path: Path, syntax: str) -> None:
+    ds = make_us_instance(transfer_syntax=syntax)
+    ds.add_new(0x0008FFF1, "UN", _implicit(_series("1.2.3")))
+    copy = through(save(ds, tmp_path / "x.dcm"))
+    assert copy[0x0008FFF1].VR == "SQ"
+    assert not any(element.tag.is_private for element in copy.iterall())
+
+
+@pytest.mark.parametrize("content", [b"no items", b"\xfe\xff\x00\xe0\xff", b"\0\0"])
+def test_unknown_representation_that_holds_no_items_comes_through_as_it_is(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = save(make_us_instance(), tmp_path / "x.dcm")
+    content += b"\0" * (len(content) % 2)
+    _between(path, b"\x10\x00\x10\x00PN", _as_unknown(b"\x08\x00\x15\x11", content))
+    assert _as_unknown(b"\x08\x00\x15\x11", content) in serialise(
+        transcribe(open_instance(path).dataset)
+    )
 
 
 def test_unreadable_number_comes_through_as_it_is(tmp_path: Path) -> None:
