@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,17 @@ def test_port_104_also_needs_the_users_of_the_host():
     text = (ROOT / "systemd" / "dicom-node-receive.service").read_text()
     comment = text[text.index("# For port 104") : text.index("#AmbientCapabilities")]
     assert "PrivateUsers=no" in comment
+
+
+@pytest.mark.parametrize(
+    "group", ["nvidia", "nvidiactl", "nvidia-frontend", "nvidia-uvm", "nvidia-caps"]
+)
+def test_worker_may_open_the_gpu_by_whatever_name_the_driver_lists_it(group):
+    """In /proc/devices; from driver 545 on nvidia-frontend is nvidia and nvidiactl."""
+    text = (ROOT / "systemd" / "dicom-node-work.service").read_text()
+    allowed = re.findall(r"^DeviceAllow=char-(\S+) rw$", text, re.MULTILINE)
+    assert any(fnmatchcase(group, pattern) for pattern in allowed)
+    assert not any(fnmatchcase("mem", pattern) for pattern in allowed)
 
 
 def test_conformance_statement_is_of_this_version():
