@@ -225,14 +225,18 @@ def _judge(name: str, status: int) -> None:
 
 
 def _by_query(settings: Settings, deliveries: Sequence[Delivery], transaction_uid: str) -> Report:
-    """Confirm by C-FIND; what the peer does not know counts as not held."""
+    """Confirm by C-FIND; what the peer does not know counts as not held once it had time for it.
+
+    Archives index what they take only after they have answered to it.
+    """
     first = deliveries[0]
     found = query.held(
         settings, first.destination, first.study_instance_uid, first.series_instance_uid
     )
     sent = {delivery.sop_instance_uid for delivery in deliveries}
+    asked = {each.sop_instance_uid for each in deliveries if each.transaction_uid is not None}
     return Report(
         transaction_uid,
         frozenset(sent & found),
-        {uid: int(StoreStatus.NO_SUCH_INSTANCE) for uid in sent - found},
+        {uid: int(StoreStatus.NO_SUCH_INSTANCE) for uid in asked - found},
     )

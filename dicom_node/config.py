@@ -128,7 +128,7 @@ class Peer(_Section):
     confirm: Literal["commitment", "query", "none"] = "commitment"
     """How storage is confirmed: Storage Commitment, C-FIND at IMAGE level, or the status."""
     commitment_wait_seconds: Seconds = 60.0
-    """How long to wait for a commitment report before asking again."""
+    """How long to wait for a report, or till the peer knows what it took, before asking again."""
     query_after_crash: bool = True
     """Ask by C-FIND which instances it already holds before repeating an interrupted send."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -105,9 +106,12 @@ def test_peer_without_commitment_is_asked_by_query(tmp_path):
             request(settings, "pacs", [kept], "2.25.1")
         store(settings, [kept])
         confirmation = confirm(settings, [kept, lacking], lambda _uid: None)
-    assert confirmation.means == "query"
-    assert confirmation.report.confirmed == {kept.sop_instance_uid}
-    assert set(confirmation.report.failed) == {lacking.sop_instance_uid}
+        asked_before = [kept, replace(lacking, transaction_uid="2.25.1")]
+        second = confirm(settings, asked_before, lambda _uid: None)
+    assert confirmation.means == second.means == "query"
+    assert confirmation.report.confirmed == second.report.confirmed == {kept.sop_instance_uid}
+    assert confirmation.report.failed == {}
+    assert second.report.failed == {lacking.sop_instance_uid: StoreStatus.NO_SUCH_INSTANCE}
 
 
 @pytest.mark.peer

@@ -457,6 +457,20 @@ def test_pacs_that_never_reports_is_asked_by_query_in_the_end(tmp_path, ledger, 
         assert confirmed_by(settings, ledger, spool) == ["query"]
 
 
+def test_pacs_that_indexes_late_gets_nothing_twice(tmp_path, ledger, spool, monkeypatch):
+    held, asked = commit.query.held, []
+
+    def late(*question):
+        asked.append(question)
+        return held(*question) if len(asked) > 1 else frozenset()
+
+    monkeypatch.setattr(commit.query, "held", late)
+    with EmbeddedPacs(tmp_path / "late", commitment=False) as pacs:
+        settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
+        assert confirmed_by(settings, ledger, spool) == ["query"]
+    assert list(pacs.received.values()) == [1]
+
+
 def test_instance_that_every_report_leaves_out_is_asked_for_by_query_in_the_end(
     tmp_path, ledger, spool, pacs, monkeypatch
 ):
