@@ -73,7 +73,7 @@ class ReceiveSection(_Section):
     max_associations: Annotated[int, Field(ge=1, le=1000)] = 64
     """Associations served at once; further ones are rejected as a transient local limit."""
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1048576)] = 131072
-    """Largest PDU that peers may send, in bytes."""
+    """Largest PDU that peers may send, and that they are sent, in bytes."""
     acse_timeout_seconds: Seconds = 10.0
     """How long a connected peer may take to request or release an association."""
     dimse_timeout_seconds: Seconds = 60.0

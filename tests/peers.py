@@ -318,9 +318,12 @@ def storage_alone(sop_class: str) -> Iterator[int]:
 
 
 @contextmanager
-def answering(*handlers: tuple[Any, ...], classes: Sequence[str]) -> Iterator[int]:
+def answering(
+    *handlers: tuple[Any, ...], classes: Sequence[str], max_pdu: int = 16382
+) -> Iterator[int]:
     """A peer in this process that answers as the handlers do; its port."""
     entity = AE("ORTHANC")
+    entity.maximum_pdu_size = max_pdu
     for sop_class in classes:
         entity.add_supported_context(sop_class, ALL_TRANSFER_SYNTAXES)
     port = free_port()

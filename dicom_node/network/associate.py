@@ -14,12 +14,12 @@ from typing import Any, Final, NamedTuple
 
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import P_DATA, MaximumLengthNotification
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_node.config import Peer, Settings
+from dicom_node.config import Peer, ReceiveSection, Settings
 from dicom_node.errors import ConfigError, Permanent, Transient
 from dicom_node.network import tls
 from dicom_node.network.status import Verdict, describe, verdict
@@ -194,7 +194,7 @@ def _request(
     except OSError as error:  # a host name that does not resolve
         raise Transient("peer-unreachable", f"{where}: {type(error).__name__}") from error
     if association.is_established:
-        _bound(association, window, limits.network_timeout_seconds)
+        _bound(association, window, limits)
         return association
     if association.is_rejected:
         raise _rejection(association, where)
@@ -256,13 +256,20 @@ class _SendWindow(queue.Queue[Any]):
             self.not_empty.notify()
 
 
-def _bound(association: Association, window: _SendWindow, timeout: float) -> None:
-    """Bound the memory and the time that sending on this association can take."""
+def _bound(association: Association, window: _SendWindow, limits: ReceiveSection) -> None:
+    """Bound the memory and the time that sending on this association can take.
+
+    A peer that announces no limit, or a vast one, would get each object in a single PDU.
+    """
+    for item in association.acceptor.user_information:
+        if isinstance(item, MaximumLengthNotification):
+            wanted = item.maximum_length_received or limits.max_pdu_bytes
+            item.maximum_length_received = min(wanted, limits.max_pdu_bytes)
     provider = association.dul
     provider.to_provider_queue = window
     connection = provider.socket.socket if provider.socket else None
     if isinstance(connection, socket.socket):
-        connection.settimeout(timeout)
+        connection.settimeout(limits.network_timeout_seconds)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 

@@ -281,6 +281,21 @@ def test_sending_waits_for_a_slow_network_instead_of_filling_memory(tmp_path):
         assert delivery.sop_instance_uid in pacs.held
 
 
+@pytest.mark.parametrize("announced", [0, 2**31, 2**20, 2**14])
+def test_peer_that_takes_pdus_of_any_size_gets_none_above_ours(tmp_path, announced):
+    delivery = delivery_of(example())
+    assert delivery.path.stat().st_size > 2**17
+    sizes = []
+    handlers = (
+        (evt.EVT_C_STORE, lambda _event: 0),
+        (evt.EVT_DATA_RECV, lambda event: sizes.append(len(event.data))),
+    )
+    with answering(*handlers, classes=[delivery.sop_class_uid], max_pdu=announced) as port:
+        (outcome,) = sent(settings_for(port), [delivery])
+    assert outcome.error is None
+    assert max(sizes) == min(announced or 2**17, 2**17) + 6
+
+
 def test_sender_gives_up_on_a_peer_that_stops_reading(tmp_path):
     big = tmp_path / "big.dcm"
     dataset = dcmread(example())
