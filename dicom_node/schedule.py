@@ -73,7 +73,7 @@ def purge_files(settings: Settings, ledger: Ledger, spool: Spool) -> None:
 
 def sweep_orphans(ledger: Ledger, spool: Spool) -> None:
     """Remove, or put aside, files that a crash left behind and no row names."""
-    removed, put_aside = spool.sweep(ledger.known_files(), _ORPHAN_SECONDS)
+    removed, put_aside = spool.sweep(ledger.known_files(), _ORPHAN_SECONDS, ledger.has_forgotten)
     if removed:
         _log.info("orphans-removed", count=removed)
     if put_aside:

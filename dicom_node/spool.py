@@ -3,8 +3,9 @@
 Files in ``incoming/`` are worth nothing: whatever a crash leaves there is swept away. A file
 in ``received/`` or ``derived/`` is complete and on the disk, and belongs to a ledger row. One
 that belongs to none, after a while: a derived one is swept away, and so is a received one where
-the instance has another file by now; of whatever else was received nobody knows that it was not
-acknowledged (a ledger may have been lost), and it goes to ``quarantine/``.
+the instance has another file by now, or a purge was to remove it; of whatever else was received
+nobody knows that it was not acknowledged (a ledger may have been lost), and it goes to
+``quarantine/``.
 File format: PS3.10 7.
 """
 
@@ -14,7 +15,7 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -125,7 +126,12 @@ class Spool:
             temporary.unlink(missing_ok=True)
         return target
 
-    def sweep(self, known: Collection[Path], older_than_s: float) -> tuple[int, int]:
+    def sweep(
+        self,
+        known: Collection[Path],
+        older_than_s: float,
+        forgotten: Callable[[str, str], bool] = lambda _instance, _name: False,
+    ) -> tuple[int, int]:
         """Remove what crashes left behind; return the numbers of files removed and put aside.
 
         Parameters
@@ -135,6 +141,8 @@ class Spool:
         older_than_s : float
             Only files unchanged (and not renamed) for this many seconds are touched, so that
             a file whose row is about to be committed is safe.
+        forgotten : callable
+            SOP Instance UID and name of a received file -> whether a purge was to remove it.
         """
         # By name: the rows hold absolute paths, and a state directory may have moved.
         kept = {path.name for path in known}
@@ -146,7 +154,9 @@ class Spool:
                 for path in _files(folder):
                     if path.name in kept or _last_touched(path) > horizon:
                         continue
-                    if folder == self.received and _instance_of(path.name) not in held:
+                    instance = _instance_of(path.name)
+                    theirs = instance in held or folder != self.received
+                    if not theirs and not forgotten(instance, path.name):
                         self.quarantine(path)
                         put_aside += 1
                     else:

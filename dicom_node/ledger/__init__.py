@@ -297,6 +297,14 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
         with self._database.read() as connection:
             return {Path(path) for row in connection.execute(query) for path in row if path}
 
+    def has_forgotten(self, sop_instance_uid: str, file_name: str) -> bool:
+        """Whether a source file is one that `forget_files` let go, but that is there still."""
+        query = sa.select(instances.c.source_path).where(
+            instances.c.sop_instance_uid == sop_instance_uid, instances.c.files_purged.is_(True)
+        )
+        with self._database.read() as connection:
+            return any(Path(path).name == file_name for path in connection.scalars(query))
+
     def append_event(self, event: Event) -> None:
         """Add a line to the audit trail."""
         with self._database.write() as connection:

@@ -564,6 +564,24 @@ def test_ended_files_are_purged_after_their_time_and_rows_stay(tmp_path, ledger,
     assert ledger.expired(datetime.now(UTC) + timedelta(hours=1)) == []
 
 
+def test_what_an_interrupted_purge_leaves_is_swept_away(tmp_path, ledger, spool, pacs, monkeypatch):
+    settings = settings_with(tmp_path, pacs.port, spool={"keep_hours": 0})
+    uid = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        row = wait_stage(ledger, uid, Stage.DONE)
+    monkeypatch.setattr(schedule, "_ORPHAN_SECONDS", -1.0)
+    with monkeypatch.context() as killed:
+        killed.setattr(Spool, "remove", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            schedule.purge_files(settings, ledger, spool)
+    assert row.source_path.exists()
+    another = spool.take(write_us_instance(spool.incoming / "x"), uid)
+    schedule.sweep_orphans(ledger, spool)
+    assert not row.source_path.exists()
+    assert not row.derived_path.exists()
+    assert [path.name for path in (spool.root / "quarantine").iterdir()] == [another.name]
+
+
 def test_files_of_what_has_just_ended_are_kept(tmp_path, ledger, spool, pacs):
     settings = settings_with(tmp_path, pacs.port, spool={"keep_hours": 0.01})
     uid = arrive(ledger, spool)
@@ -606,7 +624,7 @@ def test_parked_files_are_never_purged_nor_swept(tmp_path, ledger, spool, pacs, 
     assert not orphan.exists()
 
 
-def raising(error: Exception):
+def raising(error: BaseException):
     def derive(*_args, **_kwargs):
         raise error
 
