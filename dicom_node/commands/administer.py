@@ -226,7 +226,10 @@ def status(settings: Settings, ledger: Ledger, *, as_json: bool) -> int:
         print(json.dumps(asdict(overview) | {"disk": disk}, default=_iso))  # noqa: T201 - programs
     else:
         _print_status(settings, overview, free, low=low)
-    return int(bool(overview.stages.get(Stage.PARKED)) or low)
+    given_up = overview.stages.get(Stage.PARKED, 0) + sum(
+        counts.get(DeliveryState.PARKED, 0) for counts in overview.deliveries.values()
+    )
+    return int(bool(given_up) or low)
 
 
 def _iso(value: datetime) -> str:

@@ -21,7 +21,7 @@ from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.errors import ConfigError, Permanent, Refused, Transient
 from dicom_node.ledger import Ledger
 from tests.builders import write_us_instance
-from tests.ledgers import soon
+from tests.ledgers import derive, soon
 from tests.peers import LOOPBACK, free_port, orthanc
 from tests.receiving import arrival
 
@@ -188,6 +188,20 @@ def test_status_and_audit_print_messages_as_they_are_and_uids_whole(tmp_path):
     trail = command("audit", UID, "--config", path, COLUMNS="80")
     assert trail.returncode == 0, trail.stderr
     assert re.search(rf"\[old\]  {UID}  \[/\]", trail.stdout)
+
+
+def test_status_tells_of_what_is_parked_while_another_destination_waits(tmp_path):
+    path = config(tmp_path)
+    (tmp_path / "state").mkdir()
+    with Ledger(f"sqlite:///{tmp_path}/state/ledger.sqlite3") as ledger:
+        ledger.record_arrival(arrival(UID))
+        derive(ledger, destinations=("one", "other"))
+        ledger.release_series("1.2", "quiet", soon())
+        (delivery,) = ledger.claim_send("w", soon(), "one")
+        ledger.park_delivery(delivery.id, "w", Permanent("store-refused", "no"))
+    shown = command("status", "--json", "--config", path)
+    assert json.loads(shown.stdout)["stages"] == {"send": 1}
+    assert shown.returncode == 1
 
 
 def test_status_counts_what_was_skipped_or_parked_by_reason(tmp_path):
