@@ -216,6 +216,8 @@ def _pictures(path: Path, most: int) -> Iterator[Grey]:
 
 
 def _pixels(image: Image.Image, folder: Path) -> Grey:
+    if depth.is_inverted(image):
+        raise ValueError("16-bit grey whose white is 0")
     if depth.is_deep(image):
         wide = np.asarray(image)
         return depth.eight_bits(wide, max(_bits_in(folder), depth.needed(wide)))
