@@ -80,11 +80,10 @@ def material(section: DataSection) -> Material:
     if alike := patient_folders(files, root):
         _log.warning(
             "data.images = %r: folders directly below it count as sources, of several patients "
-            "each, and %d look like one patient's (%r). Move them all into one folder below it, or "
-            "a patient may be trained on and judged on",
+            "each, and %d look like one patient's. Move them all into one folder below it, or a "
+            "patient may be trained on and judged on",
             section.images,
             len(alike),
-            alike[0],
         )
     parts = split(files, root)
     read = list(images.read_all(parts.train, section.frames_per_file))
