@@ -81,7 +81,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     done = int(runs.read_checkpoint(start)["global_step"]) if start else 0
     earlier = resuming.earlier(recipe, folder, done) if start else []
     trainer = _trainer(recipe, folder, done)
-    _check(recipe)
+    _check(recipe, begins=start is None)
     pl.seed_everything(recipe.seed)
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     keep_activations()
@@ -103,7 +103,8 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
         targets = _targets(recipe, scenes, teacher)
     pl.seed_everything(recipe.seed)  # again: less is built where scenes were drawn before
     module = Training(recipe, scenes, targets)
-    _start_from(module.network, recipe)
+    if start is None:  # or else the checkpoint has the weights
+        _start_from(module.network, recipe)
     if resuming.rank() == 0:
         about = {
             "images": len(given.files),
@@ -133,7 +134,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     return last
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe, *, begins: bool) -> None:
     """Name what cannot be had before anything is read or drawn."""
     unknown = sorted(set(recipe.guidance.targets) - set(guidance.GOVERNED))
     if unknown:
@@ -149,7 +150,8 @@ def _check(recipe: Recipe) -> None:
         )
     prepare.check(recipe.data)
     teaching.check(recipe)
-    _start_from(recipe.network.build(), recipe)
+    if begins:
+        _start_from(recipe.network.build(), recipe)
 
 
 def _patches(

@@ -227,6 +227,24 @@ def test_a_run_begins_with_the_same_weights_whatever_the_cache_holds(tmp_path, m
     assert all(torch.equal(empty[name], filled[name]) for name in empty)
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_without_what_it_began_with(
+    tmp_path, monkeypatch, copy_of_the_shipped_bundle
+):
+    pytest.importorskip("lightning")
+    from model.train import train
+
+    monkeypatch.chdir(tmp_path)
+    path, text = tmp_path / "brief.toml", BRIEF.replace('smoothed_by = "quality"', "")
+    text = f'{text}start_from = "{copy_of_the_shipped_bundle}"\n[network]\nselective = true\n'
+    path.write_text(text)
+    train(path, tmp_path / "runs")
+    shutil.rmtree(copy_of_the_shipped_bundle)
+    path.write_text(text.replace("steps = 2", "steps = 4"))
+    train(path, tmp_path / "runs")
+    assert runs.load(tmp_path / "runs" / "brief").steps == 4
+
+
 PUPIL = """
 name = "pupil"
 threads = 1
