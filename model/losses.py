@@ -39,7 +39,7 @@ def gradient(output: Tensor, target: Tensor, _noisy: Tensor, epsilon: float = 0.
     return _robust(error.diff(dim=-1), epsilon) + _robust(error.diff(dim=-2), epsilon)
 
 
-def ms_ssim(output: Tensor, target: Tensor, _noisy: Tensor, window: int = 7) -> Tensor:
+def ms_ssim(output: Tensor, target: Tensor, _noisy: Tensor) -> Tensor:
     """One minus multi-scale structural similarity, four scales, uniform windows.
 
     The judging metric (Wang et al. 2003) has Gaussian windows and five scales, which a patch has no
@@ -48,7 +48,7 @@ def ms_ssim(output: Tensor, target: Tensor, _noisy: Tensor, window: int = 7) -> 
     similarity = torch.ones((), device=output.device)
     a, b = output, target
     for level, weight in enumerate(_SCALE_WEIGHTS):
-        luminance, structure = _similarity(a, b, window)
+        luminance, structure = _similarity(a, b, _WINDOW)
         last = level == len(_SCALE_WEIGHTS) - 1
         kept = (luminance * structure if last else structure).mean().clamp_min(1e-4)
         similarity = similarity * kept**weight
@@ -57,6 +57,9 @@ def ms_ssim(output: Tensor, target: Tensor, _noisy: Tensor, window: int = 7) -> 
 
 
 _SCALE_WEIGHTS = (0.0517, 0.3295, 0.3462, 0.2726)
+_WINDOW = 7
+MS_SSIM_LEAST_PX = _WINDOW * 2 ** (len(_SCALE_WEIGHTS) - 1)
+"""Side of the smallest patch that `ms_ssim` takes: a window at the coarsest scale."""
 
 
 def _similarity(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from torch import nn
 
-from model.losses import TERMS
+from model.losses import MS_SSIM_LEAST_PX, TERMS
 from model.network.dncnn import DnCNN
 from model.student import Architecture, Student
 from model.teacher import Teacher
@@ -254,6 +254,11 @@ class Recipe(_Section):
             raise ValueError(
                 f"optimiser.crop = {self.optimiser.crop}: must be a multiple of {FEATURE_STRIDE} "
                 f"and at most data.side = {self.data.side}"
+            )
+        if self.loss.get("ms_ssim") and self.optimiser.crop < MS_SSIM_LEAST_PX:
+            raise ValueError(
+                f"optimiser.crop = {self.optimiser.crop}: loss.ms_ssim needs {MS_SSIM_LEAST_PX} at "
+                "least; enlarge it, or leave the term out"
             )
         return self
 

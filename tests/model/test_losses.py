@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model import losses
 from model.losses import TERMS, charbonnier
 
 
@@ -121,3 +122,10 @@ def test_structural_similarity_counts_structure_and_not_level(images):
     shifted = ms_ssim(target + 0.01, target, noisy)
     blurred = ms_ssim(torch.nn.functional.avg_pool2d(target, 5, 1, 2), target, noisy)
     assert float(shifted) < 0.05 * float(blurred)
+
+
+def test_the_smallest_patch_of_structural_similarity_is_what_is_said():
+    patch = torch.rand(1, 1, losses.MS_SSIM_LEAST_PX, losses.MS_SSIM_LEAST_PX)
+    assert float(losses.ms_ssim(patch, patch, patch)) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(RuntimeError):
+        losses.ms_ssim(patch[..., 1:], patch[..., 1:], patch)

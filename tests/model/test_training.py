@@ -53,6 +53,7 @@ def test_the_recipes_of_a_release_grow_from_the_shipped_student(name):
         ('name = "x"\n[network]\nwidths = [8]', "network"),
         ('name = "x"\n[network]\nblock = "wavy"', "network.block"),
         ('name = "x"\n[data]\nside = 64\n[optimiser]\ncrop = 96', "crop"),
+        ('name = "x"\n[optimiser]\ncrop = 48\n[loss]\nms_ssim = 0.02', "loss.ms_ssim needs 56"),
         (
             'name = "x"\n[data]\nfresh_per_batch = 1.0\n[distillation]\nteacher = "t"',
             "fresh_per_batch",
