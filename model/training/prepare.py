@@ -105,7 +105,7 @@ def divided(section: DataSection) -> Split:
 
 def scenes(section: DataSection, given: Material, progress: Progress) -> pool.Pool:
     """The pool of a recipe, drawn where it is not there yet."""
-    identity = section.model_dump(exclude={"cache", "workers", "fresh_per_batch"}) | {
+    identity = section.model_dump(exclude={"cache", "workers", "loaders", "fresh_per_batch"}) | {
         "version": CONTENT_VERSION,
         "smoothed_by": _smoother_identity(section),
         "images": data.data_hash(list(given.files)),

@@ -246,6 +246,18 @@ def test_a_training_begins_with_a_warning_where_folders_of_patients_count_as_sou
     assert "brown" not in caplog.text
 
 
+def test_scenes_are_drawn_once_whoever_cuts_them_and_wherever_the_images_lie(tmp_path, monkeypatch):
+    given = tmp_path / "given"
+    given.mkdir()
+    Image.fromarray(np.full((120, 120), 90, np.uint8)).save(given / "good.png")
+    few = {"scenes": 2, "side": 64, "workers": 1, "cache": str(tmp_path / "cache")}
+    first = prepare.drawn(DataSection(images=str(given), **few))
+    monkeypatch.setattr(prepare.pool, "draw", None)
+    moved = given.rename(tmp_path / "moved")
+    again = prepare.drawn(DataSection(images=str(moved), loaders=3, **few))
+    assert again.folder == first.folder
+
+
 def test_a_missing_smoother_names_its_key(tmp_path):
     section = DataSection(smoothed_by="nothing", cache=str(tmp_path))
     with pytest.raises(RecipeError, match=r"data\.smoothed_by: bundle 'nothing'"):
