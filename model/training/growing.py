@@ -1,7 +1,8 @@
 """Growing a network without changing what it computes, to train on from there.
 
 New channels feed no old one yet, new convolutions pass on what they get, new residual blocks add
-nothing (Net2Net: Chen, Goodfellow, Shlens, ICLR 2016).
+nothing (Net2Net: Chen, Goodfellow, Shlens, ICLR 2016). Only a gate that the smaller network has not
+(`network.selective`) leaves 2 % in from the start: closed altogether it would never learn.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from model.network.reparameterise import adopt, merge
-from model.student import Student
+from model.student import Architecture, Student
 
 
 @torch.no_grad()
@@ -22,17 +23,39 @@ def grow(source: Student, target: Student) -> None:
     source : Student
         Branches of its blocks count as merged.
     target : Student
-        As many levels; no level narrower or shallower. May be a teacher, newly made, or have blocks
-        of several branches where the source has plain ones.
+        As many levels; no level narrower or shallower; as many pixels a side that become channels.
+        May be a teacher, newly made, or have blocks of several branches where the source has plain
+        ones. Gated blocks do not grow.
 
     Raises
     ------
     ValueError
         The source does not fit into the target.
     """
+    _check(source.architecture, target.architecture)
     plain = merge(target)
     _grow(merge(source), plain)
     adopt(target, plain)
+
+
+def _check(small: Architecture, large: Architecture) -> None:
+    """Raise ValueError where shapes may fit and the function would be another."""
+    if small.unshuffle != large.unshuffle:
+        raise ValueError(f"set network.unshuffle = {small.unshuffle}, as its weights have it")
+    if small.selective and not large.selective:
+        raise ValueError("its weights have a gate; set network.selective = true")
+    if len(small.widths) != len(large.widths):
+        raise ValueError(f"has {len(small.widths)} levels; give as many network.widths")
+    gated = "gated" in (small.block, large.block)
+    if gated and _blocks(small) != _blocks(large):
+        raise ValueError(
+            f"gated blocks do not grow; set network.block = {small.block!r}, and widths, encoder "
+            "and decoder as its weights have them"
+        )
+
+
+def _blocks(architecture: Architecture) -> tuple[object, ...]:
+    return architecture.block, architecture.widths, architecture.encoder, architecture.decoder
 
 
 def _grow(source: Student, target: Student) -> None:

@@ -173,7 +173,8 @@ class OptimiserSection(_Section):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
     start_from: str = ""
-    """Bundle or run whose weights begin; a larger network grows from it without a change."""
+    """Bundle or run whose weights begin; a larger network grows from it without a change, but for
+    the 2 % that a new gate leaves in."""
 
 
 class Recipe(_Section):

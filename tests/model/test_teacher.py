@@ -75,6 +75,32 @@ def test_a_student_that_does_not_fit_is_refused(teacher):
         grow(Student(Architecture((32, 32, 32), (0, 1, 1), (1, 1))), teacher)
 
 
+GATED = replace(SMALL, block="gated")
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "remedy"),
+    [
+        (SMALL, replace(SMALL, unshuffle=4), "set network.unshuffle = 2"),
+        (replace(SMALL, selective=True), SMALL, "set network.selective = true"),
+        (SMALL, Architecture((8, 12), (0, 1), (1,)), "has 3 levels"),
+        (GATED, replace(WIDE, block="gated"), "gated blocks do not grow"),
+        (GATED, replace(GATED, encoder=(0, 1, 2)), "gated blocks do not grow"),
+        (SMALL, GATED, "set network.block = 'plain'"),
+    ],
+)
+def test_what_would_change_by_growing_is_refused(small, large, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        grow(Student(small), Student(large))
+
+
+def test_a_gated_student_begins_where_one_of_its_shape_ended():
+    one, other = Student(GATED).eval(), Student(GATED).eval()
+    grow(one, other)
+    x = torch.rand(1, 1, 40, 56)
+    assert torch.equal(one(x), other(x))
+
+
 def test_blocks_are_given_for_every_level():
     with pytest.raises(ValueError, match="residual_blocks"):
         Teacher(WIDE, (1, 1))

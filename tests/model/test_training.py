@@ -92,7 +92,7 @@ TAUGHT = '[distillation]\nteacher = "quality"\n'
         ("[guidance]\nevery = 5\ntargets = {pnsr = 30.0}", r"targets: no metric 'pnsr' .* psnr"),
         ("[guidance]\nevery = 5", "the controller needs a target"),
         ('[optimiser]\nstart_from = "nothing"', r"optimiser\.start_from = 'nothing'"),
-        ('[network]\nwidths = [8, 8, 8, 8]\n[optimiser]\nstart_from = "quality"', "does not fit"),
+        ('[optimiser]\nstart_from = "quality"', r"set network\.selective = true"),
         ('[distillation]\nteacher = "nothing"', r"distillation\.teacher = 'nothing'"),
         (TAUGHT + 'panel = ["nothing"]', r"distillation\.panel = 'nothing'"),
         (TAUGHT + "real_share = 0.5", r"distillation\.real_share"),
