@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def data_hash(files: list[Path]) -> str:
     """SHA-256 over the names and contents of the files, for the manifest."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.name.encode())
+        digest.update(os.fsencode(path.name))
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -9,6 +9,7 @@ the source. Where a subject cannot be told from its neighbours, they stay togeth
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from bisect import bisect_left
 from collections import defaultdict
@@ -160,7 +161,7 @@ def _divide(subjects: Mapping[str, object]) -> tuple[Sequence[str], Sequence[str
 
 
 def _position(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64
 
 
 def _source(path: Path, root: Path) -> str:

@@ -258,6 +258,14 @@ def test_scenes_are_drawn_once_whoever_cuts_them_and_wherever_the_images_lie(tmp
     assert again.folder == first.folder
 
 
+def test_names_that_are_no_utf8_are_names(tmp_path):
+    for name in (b"l\xe9ber.png", b"niere.png", b"\xe4.png", b"\xf6.png"):
+        path = tmp_path / os.fsdecode(name)
+        Image.fromarray(np.full((120, 120), 90, np.uint8)).save(path)
+    given = prepare.material(DataSection(images=str(tmp_path)))
+    assert len(data.data_hash(list(given.files))) == 64
+
+
 def test_a_missing_smoother_names_its_key(tmp_path):
     section = DataSection(smoothed_by="nothing", cache=str(tmp_path))
     with pytest.raises(RecipeError, match=r"data\.smoothed_by: bundle 'nothing'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def test_later_files_leave_the_others_where_they_are():
 
 def test_order_of_the_files_does_not_matter():
     assert split(reversed(cohort(20)), ROOT) == split(cohort(20), ROOT)
+
+
+def test_names_of_any_encoding_are_divided():
+    stems = [bytes([0xE4 + n]) for n in range(9)]
+    files = [ROOT / os.fsdecode(stem + b".png") for stem in stems]
+    assert split(files, ROOT).validation
 
 
 def test_a_held_out_source_is_only_tested_on():
