@@ -15,6 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from torch import nn
 
 from model.losses import MS_SSIM_LEAST_PX, TERMS
@@ -276,13 +277,19 @@ def load(path: Path) -> Recipe:
         recipe = Recipe.model_validate(values)
         recipe.network.build()
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, p['loc']))} = {p['input']!r}: {p['msg']}" for p in error.errors()
-        )
+        problems = "; ".join(_told(problem) for problem in error.errors())
         raise RecipeError(f"{path}: {problems}") from error
     except ValueError as error:
         raise RecipeError(f"{path}: network: {error}") from error
     return recipe
+
+
+def _told(problem: ErrorDetails) -> str:
+    """Key, value and remedy; of keys that do not agree the remedy alone, which names them."""
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    return f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {message}"
 
 
 _EXTENDS = "extends"

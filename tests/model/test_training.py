@@ -114,6 +114,16 @@ def test_what_cannot_be_had_is_named_before_anything_is_read_or_drawn(
         train.train(tmp_path / "wrong.toml", tmp_path / "runs")
 
 
+def test_keys_that_do_not_agree_are_named_alone(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text('name = "x"\n[data]\nfaint_share = 0.8')
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(path)
+    assert str(caught.value) == (
+        f"{path}: data.faint_share, data.anatomy_share, data.detail_share: together at most 1"
+    )
+
+
 def test_a_recipe_of_another_encoding_is_named(tmp_path):
     path = tmp_path / "latin.toml"
     path.write_bytes('name = "x"  # für'.encode("latin-1"))
