@@ -60,13 +60,14 @@ _log = logging.getLogger(__name__)
 def image_files(folder: Path) -> list[Path]:
     """Images and DICOM objects below a folder, sorted.
 
-    Hidden files, (0004,1220) directories and annotations (``*_mask``, ``*_Annotation``, ``*_gt``,
-    ``*_seg``) are left out.
+    Hidden files and folders, (0004,1220) directories and annotations (``*_mask``,
+    ``*_Annotation``, ``*_gt``, ``*_seg``) are left out.
     """
     return sorted(
         path
         for path in folder.rglob("*")
         if _is_wanted(path)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
         and (path.suffix.lower() in SUFFIXES or is_dicom(path))
     )

@@ -38,6 +38,14 @@ def frames_of(path: Path, most: int = 8) -> list[np.ndarray]:
 # --- which files ------------------------------------------------------------------------------
 
 
+def test_hidden_folders_are_left_out_unless_they_are_given(tmp_path):
+    hidden = written(
+        tmp_path / "a" / ".ipynb_checkpoints" / "x-checkpoint.png", speckle(1, 8, 8)[0]
+    )
+    assert image_files(tmp_path) == []
+    assert image_files(hidden.parent) == [hidden]
+
+
 def test_images_and_dicom_objects_are_found_and_annotations_are_not(tmp_path):
     grey = speckle(1, 16, 16)[0]
     (tmp_path / "c").mkdir()
