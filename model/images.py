@@ -130,7 +130,7 @@ def read_grey(path: Path) -> Grey:
 def read_all(
     files: Sequence[Path], most: int = MOST_FRAMES, *, crop: bool = True
 ) -> Iterator[tuple[Path, Grey]]:
-    """Frames of all files, each with its file; unusable files are counted in one warning.
+    """Frames of all files, each with its file; unusable and coloured files are counted in warnings.
 
     Parameters
     ----------
@@ -146,12 +146,25 @@ def read_all(
         Frame as in `read_frames`.
     """
     unusable: list[str] = []
+    coloured: list[Path] = []
     for path in files:
+        some = False
         try:
             for frame in read_frames(path, most):
+                some = True
                 yield path, crop_to_tissue(frame) if crop else frame
+            if not some:
+                coloured.append(path)
         except UnusableImageError as error:
             unusable.append(str(error))
+    if coloured:
+        _log.warning(
+            "%d of %d files are coloured and were passed over; the first: %s. Make images grey "
+            "that are B-mode under a tint",
+            len(coloured),
+            len(files),
+            coloured[0],
+        )
     if unusable:
         _log.warning(
             "%d of %d files were left out; the first: %s", len(unusable), len(files), unusable[0]

@@ -91,8 +91,8 @@ def material(section: DataSection) -> Material:
     validation = [frame for _, frame in images.read_all(parts.validation, 1)]
     if not train:
         raise RecipeError(
-            f"data.images = {section.images!r}: nothing there to train on; name a folder of B-mode "
-            "images or DICOM objects, or leave it empty for procedural maps alone"
+            f"data.images = {section.images!r}: nothing there to train on; name a folder of grey "
+            "B-mode images or DICOM objects, or leave it empty for procedural maps alone"
         )
     return Material(train, validation, tuple(dict.fromkeys(path for path, _ in read)))
 

@@ -241,6 +241,16 @@ def test_unusable_files_are_counted_and_the_others_read(tmp_path, caplog):
     assert "Sesame" not in caplog.text
 
 
+def test_coloured_files_are_counted(tmp_path, caplog):
+    grey = speckle(1, 40, 50)[0]
+    sepia = np.dstack([grey, grey * 0.8, grey * 0.5]).astype(np.uint8)
+    for name in ("a.png", "b.png"):
+        written(tmp_path / name, sepia)
+    written(tmp_path / "c.png", grey)
+    assert [path.name for path, _ in read_all(image_files(tmp_path))] == ["c.png"]
+    assert "2 of 3 files are coloured and were passed over; the first: " in caplog.text
+
+
 @pytest.mark.samples
 def test_real_objects_are_read_or_passed_over_but_never_unusable(samples):
     files = image_files(samples)
