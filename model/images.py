@@ -44,6 +44,9 @@ MOST_FRAMES = 8
 _ANNOTATION = re.compile(r"_(mask(_\d+)?|annotation|gt|seg)$", re.IGNORECASE)
 """Ends the names of drawings that lie beside the images, as in BUSI, HC18 and CAMUS."""
 
+_NAMED_DICOM = dicom_images.DICOM_SUFFIXES - {""}
+"""Files named so are looked for, and reported where they are something else."""
+
 _BACKGROUND_REACH = 6
 """Grey levels about the background's that still count as background: JPEG, dithering."""
 _BLOCKS_ACROSS = 72
@@ -68,9 +71,17 @@ def image_files(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if _is_wanted(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-        and (path.suffix.lower() in SUFFIXES or is_dicom(path))
+        and _is_file(path)
+        and (path.suffix.lower() in SUFFIXES | _NAMED_DICOM or is_dicom(path))
     )
+
+
+def _is_file(path: Path) -> bool:
+    """What may not be looked at counts as one: the reader reports it."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
 
 
 def _is_wanted(path: Path) -> bool:
@@ -225,6 +236,10 @@ def _pictures(path: Path, most: int) -> Iterator[Grey]:
         raise UnusableImageError(f"{path}: no image that can be read; remove it") from error
     except Image.DecompressionBombError as error:
         raise UnusableImageError(f"{path}: too many pixels; cut it into parts") from error
+    except PermissionError as error:
+        raise UnusableImageError(
+            f"{path}: may not be read; allow it, or remove the file"
+        ) from error
     except depth.UNREADABLE as error:
         raise UnusableImageError(f"{path}: is damaged; export it anew or remove it") from error
 

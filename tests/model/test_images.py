@@ -241,6 +241,30 @@ def test_unusable_files_are_counted_and_the_others_read(tmp_path, caplog):
     assert "Sesame" not in caplog.text
 
 
+def test_an_empty_object_is_counted(tmp_path, caplog):
+    (tmp_path / "empty.dcm").touch()
+    assert not list(read_all(image_files(tmp_path)))
+    assert "1 of 1 files were left out" in caplog.text
+
+
+def test_a_folder_that_may_not_be_entered_is_counted(tmp_path, caplog, monkeypatch):
+    barred = written(tmp_path / "barred" / "a.png", speckle(1, 40, 50)[0])
+
+    def refusing(call):  # root may enter any folder
+        def refuse(path):
+            if path == barred:
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path)
+
+        return refuse
+
+    monkeypatch.setattr(Path, "is_file", refusing(Path.is_file))
+    monkeypatch.setattr(Image, "open", refusing(Image.open))
+    assert not list(read_all(image_files(tmp_path)))
+    assert "1 of 1 files were left out" in caplog.text
+    assert "may not be read" in caplog.text
+
+
 def test_coloured_files_are_counted(tmp_path, caplog):
     grey = speckle(1, 40, 50)[0]
     sepia = np.dstack([grey, grey * 0.8, grey * 0.5]).astype(np.uint8)
