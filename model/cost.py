@@ -131,6 +131,12 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def cores() -> int:
+    """How many this process is given; the machine may have more."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def machine() -> str:
     """Processor, cores given to this process and torch's threads, in one line."""
     names = []
@@ -138,11 +144,9 @@ def machine() -> str:
     if information.is_file():
         lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     processor = names[0] if names else platform.processor() or platform.machine()
     bfloat16 = "bfloat16 in hardware" if _has_bfloat16() else "no bfloat16 in hardware"
-    return f"{processor}, {cores} cores, {torch.get_num_threads()} torch threads, {bfloat16}"
+    return f"{processor}, {cores()} cores, {torch.get_num_threads()} torch threads, {bfloat16}"
 
 
 def _has_bfloat16() -> bool:

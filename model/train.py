@@ -83,7 +83,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     trainer = _trainer(recipe, folder, done)
     _check(recipe, begins=start is None)
     pl.seed_everything(recipe.seed)
-    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    torch.set_num_threads(recipe.threads or cost.cores())
     keep_activations()
 
     with prepare.progress_bars() as progress:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from model import cost
 from model.simulation.scene import Pair
 
 STEPS_PER_GREY = 256
@@ -125,7 +126,7 @@ def draw(
                 advance(min(CHUNK, count - start))
         else:
             executor = ProcessPoolExecutor(
-                workers or os.cpu_count(), get_context("spawn"), _adopt, (drawer,)
+                workers or cost.cores(), get_context("spawn"), _adopt, (drawer,)
             )
             with executor:
                 job = partial(_draw_chunk, folder, None, count, seed)

@@ -96,6 +96,17 @@ def test_of_two_that_ask_at_once_one_draws_and_one_waits(tmp_path):
     assert pool.is_complete(tmp_path, 40)
 
 
+def test_only_cores_that_it_is_given_draw(tmp_path, monkeypatch):
+    def begins(processes, *_):
+        raise KeyboardInterrupt(processes)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", begins)
+    with pytest.raises(KeyboardInterrupt, match="3"):
+        pool.draw(tmp_path, ramp, count=40, side=SIDE, seed=3)
+
+
 def told(rng):
     """A scene, and the process that drew it."""
     (Path.cwd() / str(os.getpid())).touch()
