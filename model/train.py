@@ -90,8 +90,8 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
         given = prepare.material(recipe.data)
         drawn = prepare.scenes(recipe.data, given, progress)
         with pool.alone(drawn.folder):
-            device = "cuda" if _on_gpu(recipe) else "cpu"
-            taught, real, teacher = teaching.taught(recipe, given, drawn, progress, device)
+            device = _device(recipe)
+            taught, real, teacher = teaching.taught(recipe, given, drawn, progress, str(device))
         fresh = None
         if recipe.data.fresh_per_batch:
             fresh = prepare.fresh_drawer(recipe.data, given, progress)
@@ -166,9 +166,9 @@ def _patches(
         real,
         recipe.distillation.real_share,
     )
-    gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if _on_gpu(recipe) and fresh is None and _fit_into_memory(cutting, gpu):
-        return ResidentPatches(cutting, gpu)
+    device = _device(recipe)
+    if _on_gpu(recipe) and fresh is None and _fit_into_memory(cutting, device):
+        return ResidentPatches(cutting, device)
     loaders = recipe.data.loaders
     return DataLoader(
         pool.PatchStream(cutting, fresh=fresh, fresh_per_batch=recipe.data.fresh_per_batch),
@@ -187,6 +187,13 @@ def _fit_into_memory(cutting: pool.Cutting, gpu: torch.device) -> bool:
 
 def _on_gpu(recipe: Recipe) -> bool:
     return torch.cuda.is_available() and recipe.accelerator != "cpu"
+
+
+def _device(recipe: Recipe) -> torch.device:
+    """The CPU, or the GPU that is this process's among those that train together."""
+    if not _on_gpu(recipe):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _trainer(recipe: Recipe, folder: Path, done: int) -> pl.Trainer:

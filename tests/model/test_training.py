@@ -217,6 +217,23 @@ crop = 64
 """
 
 
+def test_each_process_asks_the_teacher_on_its_own_gpu(tmp_path, monkeypatch):
+    pytest.importorskip("lightning")
+    from model import train
+
+    def asked(recipe, given, drawn, progress, device):
+        raise KeyboardInterrupt(device)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(train, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(train.teaching, "taught", asked)
+    monkeypatch.setattr(train, "_trainer", lambda *_: None)
+    (tmp_path / "brief.toml").write_text(BRIEF.replace('smoothed_by = "quality"', ""))
+    with pytest.raises(KeyboardInterrupt, match="cuda:3"):
+        train.train(tmp_path / "brief.toml", tmp_path / "runs")
+
+
 def test_a_run_begins_with_the_same_weights_whatever_the_cache_holds(tmp_path, monkeypatch):
     pytest.importorskip("lightning")
     from model import train
