@@ -106,14 +106,17 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> Path:
     if start is None:  # or else the checkpoint has the weights
         _start_from(module.network, recipe)
     if resuming.rank() == 0:
+        sha256 = data.data_hash(list(given.files)) if given.files else ""
         about = {
             "images": len(given.files),
-            "data_sha256": data.data_hash(list(given.files)) if given.files else "",
+            "data_sha256": sha256,
             "scenes": drawn.folder.name,
             "parameters": parameters(module.network),
             "gpu": torch.cuda.get_device_name() if _on_gpu(recipe) else "",
             "targets": targets,
         }
+        if start:
+            earlier = resuming.with_images(earlier, folder, done, sha256)
         if earlier:
             about["earlier"] = earlier
         if start is None:  # a kill before the first checkpoint must not bring an old one back

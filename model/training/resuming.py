@@ -107,3 +107,27 @@ def earlier(recipe: Recipe, folder: Path, done: int) -> list[dict[str, Any]]:
         return known
     _log.warning("%s: goes on after %d steps with other %s", folder, done, ", ".join(before))
     return [*known, {"steps": done, "recipe": before}]
+
+
+def with_images(
+    known: list[dict[str, Any]], folder: Path, done: int, sha256: str
+) -> list[dict[str, Any]]:
+    """What `earlier` gives, and the hash of the images before, where they were others.
+
+    Parameters
+    ----------
+    known : list of dict
+    folder : Path
+        Of the run, whose description is still that of before.
+    done : int
+        Steps.
+    sha256 : str
+        Of the images to go on with.
+    """
+    before = runs.describe(folder).get("data_sha256", sha256)
+    if before == sha256:
+        return known
+    _log.warning("%s: goes on after %d steps with other images", folder, done)
+    if known and known[-1]["steps"] == done:
+        return [*known[:-1], {**known[-1], "data_sha256": before}]
+    return [*known, {"steps": done, "recipe": {}, "data_sha256": before}]

@@ -287,6 +287,19 @@ def test_a_run_remembers_what_its_earlier_steps_were_trained_by(tmp_path, caplog
     assert resuming.earlier(other, tmp_path, 30) == [{"steps": 10, "recipe": was}]
 
 
+def test_a_run_remembers_what_images_its_earlier_steps_had(tmp_path, caplog):
+    recipe = Recipe(name="a")
+    runs.write_description(tmp_path, recipe, {"data_sha256": "one"})
+    assert resuming.with_images([], tmp_path, 10, "one") == []
+    assert not caplog.messages
+    changed = [{"steps": 10, "recipe": {"seed": 1}}]
+    entry = {"steps": 10, "recipe": {}, "data_sha256": "one"}
+    assert resuming.with_images([], tmp_path, 10, "two") == [entry]
+    assert resuming.with_images(changed, tmp_path, 10, "two") == [entry | {"recipe": {"seed": 1}}]
+    assert resuming.with_images(changed, tmp_path, 30, "two") == [*changed, entry | {"steps": 30}]
+    assert "after 10 steps with other images" in caplog.text
+
+
 def test_a_run_does_not_go_on_as_another_network(tmp_path):
     runs.write_description(tmp_path, Recipe(name="a"), {})
     other = Recipe(name="a", network={"block": "gated"})
