@@ -146,10 +146,17 @@ class Peer(_Section):
         return self
 
     def admits(self, address: str) -> bool:
-        """Whether a connection from `address` may use this peer's AE title."""
-        return not self.addresses or any(
-            ip_address(address) in ip_network(item, strict=False) for item in self.addresses
-        )
+        """Whether a connection from `address` may use this peer's AE title.
+
+        An IPv4 caller of a socket for both (`receive.host` ``::``) has an IPv6 address with its
+        own in it.
+        """
+        if not self.addresses:
+            return True
+        caller = ip_address(address)
+        forms = (caller, getattr(caller, "ipv4_mapped", None) or caller)
+        networks = [ip_network(item, strict=False) for item in self.addresses]
+        return any(form in network for network in networks for form in forms)
 
 
 class AssembleSection(_Section):

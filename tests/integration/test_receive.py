@@ -588,6 +588,16 @@ def test_caller_from_an_address_that_is_not_its_own_is_rejected(tmp_path):
             assert association.is_established
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_ipv4_caller_of_a_receiver_on_every_address_is_known_by_its_own(tmp_path):
+    peers = {"near": {"ae_title": "NEAR", "addresses": ["127.0.0.0/8"]}}
+    with (
+        Node(tmp_path, peers=peers, host="::") as node,
+        scanner(node.port, calling="NEAR") as association,
+    ):
+        assert association.is_established
+
+
 def test_association_beyond_the_limit_is_rejected_as_transient(tmp_path):
     with Node(tmp_path, max_associations=2) as node:
         with scanner(node.port), scanner(node.port):
