@@ -339,8 +339,12 @@ class Settings(_Section):
         return self.model_copy(update={"despeckle": self.despeckle.model_copy(update=values)})
 
     def peer_of(self, ae_title: str) -> Peer | None:
-        """The peer that calls itself `ae_title`."""
-        return next((p for p in self.peers.values() if p.ae_title == ae_title), None)
+        """The peer that calls itself `ae_title`, the first of several."""
+        return next(iter(self.peers_of(ae_title)), None)
+
+    def peers_of(self, ae_title: str) -> list[Peer]:
+        """The peers that call themselves `ae_title`, each from addresses of its own perhaps."""
+        return [peer for peer in self.peers.values() if peer.ae_title == ae_title]
 
 
 def load(path: Path) -> Settings:

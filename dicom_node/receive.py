@@ -214,7 +214,7 @@ class Receiver:
                 self._open.add(association)
         if refused is None:
             _log.info("receive-association", calling_ae=calling, address=address)
-            if not may_send(self._settings, calling):
+            if not may_send(self._settings, calling, address):
                 association.acceptor.supported_contexts = contexts_but_storage()
             elif self._settings.receive.other_sop_classes == "skip":
                 _accept_unlisted(association)

@@ -170,7 +170,10 @@ def _peers(settings: Settings) -> Iterator[Finding]:
     for name, peer in settings.peers.items():
         key = f"peers.{name}"
         if peer.ae_title in titles:
-            text = f"ae_title = '{peer.ae_title}' is that of peers.{titles[peer.ae_title]} as well"
+            text = (
+                f"ae_title = '{peer.ae_title}' is that of peers.{titles[peer.ae_title]} as well, "
+                "whose bundle and strength hold for both"
+            )
             yield Finding("warning", key, text)
         titles.setdefault(peer.ae_title, name)
         if peer.ae_title == settings.node.ae_title:

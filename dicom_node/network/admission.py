@@ -38,15 +38,16 @@ def judge(settings: Settings, calling: str, called: str, address: str) -> Reject
     """
     if settings.receive.require_called_ae_title and called != settings.node.ae_title.strip():
         return CALLED_AE_UNKNOWN
-    peer = settings.peer_of(calling)
-    if peer is None:
-        return CALLING_AE_UNKNOWN if settings.receive.require_known_caller else None
+    peers = settings.peers_of(calling)
+    known_alone = settings.receive.require_known_caller
+    if not peers:
+        return CALLING_AE_UNKNOWN if known_alone else None
     # A destination calls too: to report on a storage commitment.
-    may_call = peer.sends or peer.receives or not settings.receive.require_known_caller
-    return None if may_call and peer.admits(address) else CALLING_AE_UNKNOWN
+    may_call = [peer for peer in peers if peer.sends or peer.receives or not known_alone]
+    return None if any(peer.admits(address) for peer in may_call) else CALLING_AE_UNKNOWN
 
 
-def may_send(settings: Settings, calling: str) -> bool:
+def may_send(settings: Settings, calling: str, address: str) -> bool:
     """Whether an AE that may call may also store: a peer with ``sends = false`` may not."""
-    peer = settings.peer_of(calling)
-    return peer is None or peer.sends
+    peers = settings.peers_of(calling)
+    return not peers or any(peer.sends and peer.admits(address) for peer in peers)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dicom_node.config import Peer
+from dicom_node.config import Peer, parse
+from dicom_node.network.admission import CALLING_AE_UNKNOWN, judge, may_send
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,18 @@ def test_caller_is_known_by_its_address_on_a_socket_for_ipv4_and_ipv6(
     allowed: str, caller: str, admitted: bool
 ) -> None:
     assert Peer(ae_title="US1", addresses=(allowed,)).admits(caller) is admitted
+
+
+def test_peers_of_one_title_may_each_call_from_addresses_of_their_own() -> None:
+    peers = {
+        "one": {"ae_title": "US", "addresses": ["192.0.2.1"]},
+        "other": {"ae_title": "US", "addresses": ["192.0.2.2"], "sends": False},
+    }
+    settings = parse({"node": {"ae_title": "NODE"}, "peers": peers})
+    for last, refused, stores in (
+        (1, None, True),
+        (2, None, False),
+        (3, CALLING_AE_UNKNOWN, False),
+    ):
+        assert judge(settings, "US", "NODE", f"192.0.2.{last}") == refused
+        assert may_send(settings, "US", f"192.0.2.{last}") is stores
