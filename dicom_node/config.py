@@ -389,7 +389,11 @@ def _explain(error: ValidationError) -> list[str]:
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "string_pattern_mismatch":
                 message = "use printable ASCII characters only, and no backslash"
-            sentences.append(f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}")
+            about = [key] if key else []
+            # A whole section, or the ledger's URL, may hold the password of the database.
+            if not isinstance(problem["input"], dict) and problem["loc"][:1] != ("ledger",):
+                about = [f"{key} = {problem['input']!r}"]
+            sentences.append(": ".join([*about, message[:1].lower() + message[1:]]))
     return sentences
 
 

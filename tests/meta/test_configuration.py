@@ -226,3 +226,25 @@ def test_every_bundle_in_use_is_loaded_and_known_by_the_key_that_names_it_first(
 def test_key_that_is_missing_is_named():
     with pytest.raises(ConfigError, match=r"peers\.pacs\.ae_title: missing; add it"):
         parse({"peers": {"pacs": {}}})
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        (
+            {"receive": {"plain": False}, "ledger": {"url": "postgresql://node:SECRET@db/node"}},
+            r"configuration: receive\.plain = false needs",
+        ),
+        ({"ledger": "postgresql://node:SECRET@db/node"}, r"configuration: ledger: input should"),
+        ({"ledger": {"url": ["SECRET"]}}, r"configuration: ledger\.url: input should"),
+        (
+            {"peers": {"pacs": {"ae_title": "SECRET", "receives": True}}},
+            r"configuration: peers\.pacs: a peer with receives",
+        ),
+        ({"receive": {"port": "x"}}, r"configuration: receive\.port = 'x': input should"),
+    ],
+)
+def test_wrong_configuration_is_told_without_the_password(document, told):
+    with pytest.raises(ConfigError, match=told) as caught:
+        parse(document)
+    assert "SECRET" not in str(caught.value)
