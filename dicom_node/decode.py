@@ -246,8 +246,14 @@ class Decoder:
             )
 
 
-def open_instance(path: Path) -> Decoder:
+def open_instance(path: Path, work_directory: Path | None = None) -> Decoder:
     """Open an ultrasound object and check everything that can be checked before decoding.
+
+    Parameters
+    ----------
+    path : Path
+    work_directory : Path, optional
+        Holds what a deflated object inflates to, by default the system's temporary folder.
 
     Raises
     ------
@@ -262,7 +268,7 @@ def open_instance(path: Path) -> Decoder:
         source: BinaryIO = file
         dataset = read_header(source)
         if dataset.file_meta.TransferSyntaxUID == uid.DeflatedExplicitVRLittleEndian:
-            unpacked = inflate(path)
+            unpacked = inflate(path, work_directory)
             source = unpacked
             dataset = read_header(source)
         syntax = dataset.file_meta.TransferSyntaxUID

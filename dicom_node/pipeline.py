@@ -110,7 +110,8 @@ def derive_instance(
     now : datetime, optional
         Creation time, aware; the same one gives the same bytes.
     work_directory : Path, optional
-        Where frames wait; about the size of the uncompressed object.
+        Where frames wait, and what a deflated object inflates to; about the size of the
+        uncompressed object each.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def _derive(
     """`derive_instance`, a line a stage."""
     clock = Clock()
     with clock.measured("decode"):
-        decoder = open_instance(source)
+        decoder = open_instance(source, work_directory)
         samples = _samples(decoder)
     with clock.measured("regions"):
         tissue = tissue_map(decoder.dataset, decoder.geometry, samples, settings.regions)

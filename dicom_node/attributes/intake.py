@@ -92,9 +92,9 @@ def _unreadable(error: Exception) -> Permanent:
     )
 
 
-def inflate(path: Path) -> BinaryIO:
+def inflate(path: Path, work_directory: Path | None = None) -> BinaryIO:
     """A deflated file as an explicit one, in an unnamed temporary file, PS3.5 A.5."""
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its decoder
+    unpacked = tempfile.TemporaryFile(dir=work_directory)  # noqa: SIM115 - lives as long as its decoder
     with path.open("rb") as file:
         header = file.read(144)
         # (0002,0000) is the first element of a conforming file meta group, PS3.10 7.1.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import dcmread, uid
 from pydicom.pixels.utils import pixel_array
 
 from dicom_node import regions
@@ -66,15 +66,19 @@ class _LooksAtItsFiles(MedianDespeckler):
             yield frame
 
 
-def test_frames_wait_in_the_work_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("syntax", "files"),
+    [(uid.ExplicitVRLittleEndian, 1), (uid.DeflatedExplicitVRLittleEndian, 2)],
+)
+def test_frames_wait_in_the_work_directory(tmp_path: Path, syntax: str, files: int) -> None:
     """A cine's worth of pixels; the system's temporary folder may lie in memory."""
-    source = write_us_instance(tmp_path / "source.dcm", frames=3)
+    source = write_us_instance(tmp_path / "source.dcm", frames=3, transfer_syntax=syntax)
     work = tmp_path / "work"
     work.mkdir()
     despeckler = _LooksAtItsFiles()
     write = write_into(tmp_path / "out")
     derive_instance(source, despeckler, Settings(), write, work_directory=work)
-    assert any(name.startswith(f"{work}/") for name in despeckler.files)
+    assert sum(name.startswith(f"{work}/") for name in despeckler.files) == files
     assert list(work.iterdir()) == []
 
 
