@@ -1,8 +1,8 @@
 """A data set into Explicit VR Little Endian, value for value, without reading what it says.
 
 PS3.5 7.1 and annex A. Text is never decoded: values in a character set that is unknown, wrong
-or mixed come out byte for byte. Group lengths, pixels and what only fits the pixels or the
-bytes of the source are left behind.
+or mixed come out byte for byte. Group lengths, pixels and what is true only of the pixels, the
+bytes or the whereabouts of the source are left behind.
 """
 
 from __future__ import annotations
@@ -69,6 +69,17 @@ _LEFT_BEHIND: Final = frozenset(
         0xFFFCFFFC,  # Data Set Trailing Padding
     }
 )
+_OF_THE_OBJECT: Final = frozenset(
+    {
+        0x00080054,  # Retrieve AE Title
+        0x00080056,  # Instance Availability
+        0x01000410,  # SOP Instance Status
+        0x01000420,  # SOP Authorization DateTime
+        0x01000424,  # SOP Authorization Comment
+        0x01000426,  # Authorization Equipment Certification Number
+    }
+)
+"""Left behind, but in sequences, where they are those of another object."""
 
 
 def transcribe(source: Dataset, keep_private: Collection[str] = ()) -> Dataset:
@@ -95,6 +106,8 @@ def _copy(source: Dataset, creators: frozenset[str], ancestors: list[Dataset]) -
     pointed_to = _pointed_to(source)
     for tag in sorted(source.keys()):
         if tag not in pointed_to and _stays_behind(source, tag, creators):
+            continue
+        if int(tag) in _OF_THE_OBJECT and not ancestors:
             continue
         element = _told(source, tag, item_of(source, tag))
         vr = _vr(source, tag, element)

@@ -94,6 +94,14 @@ def test_what_the_frame_increment_pointer_names_stays_with_its_creator(
     assert b"33.5" in serialise(copy)
 
 
+def test_where_to_retrieve_what_is_referred_to_stays(tmp_path: Path) -> None:
+    series = Dataset()
+    series.SeriesInstanceUID, series.RetrieveAETitle = "1.2", "ARCHIVE"
+    ds = make_us_instance(ReferencedSeriesSequence=[series])
+    copy = through(save(ds, tmp_path / "x.dcm"))
+    assert copy.ReferencedSeriesSequence[0].RetrieveAETitle == "ARCHIVE"
+
+
 def test_what_belongs_to_the_source_bytes_goes(tmp_path: Path) -> None:
     icon, signature = Dataset(), Dataset()
     icon.Rows = 1
@@ -107,6 +115,12 @@ def test_what_belongs_to_the_source_bytes_goes(tmp_path: Path) -> None:
         ExtendedOffsetTable=b"\0" * 8,
         ExtendedOffsetTableLengths=b"\0" * 8,
         DataSetTrailingPadding=b"\0" * 8,
+        SOPInstanceStatus="AO",
+        SOPAuthorizationDateTime="20240102",
+        SOPAuthorizationComment="as acquired",
+        AuthorizationEquipmentCertificationNumber="1",
+        RetrieveAETitle="ARCHIVE",
+        InstanceAvailability="ONLINE",
     )
     copy = through(save(ds, tmp_path / "x.dcm"))
     for gone in (
@@ -118,6 +132,12 @@ def test_what_belongs_to_the_source_bytes_goes(tmp_path: Path) -> None:
         "ExtendedOffsetTable",
         "ExtendedOffsetTableLengths",
         "DataSetTrailingPadding",
+        "SOPInstanceStatus",
+        "SOPAuthorizationDateTime",
+        "SOPAuthorizationComment",
+        "AuthorizationEquipmentCertificationNumber",
+        "RetrieveAETitle",
+        "InstanceAvailability",
         "PixelData",
     ):
         assert gone not in copy
