@@ -21,7 +21,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from dicom_node.config import Settings
-from dicom_node.errors import Permanent, Transient
+from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.network import query
 from dicom_node.network.associate import Context, ContextsRejected, accepts, associate, lost
 from dicom_node.network.status import COMMITMENT_ACTION, StoreStatus, Verdict, describe, verdict
@@ -51,6 +51,9 @@ class Report:
     """SOP Instance UID -> (0008,1197) *Failure Reason*."""
 
 
+TakeReport = Callable[[Report], object]
+
+
 @dataclass(frozen=True, slots=True)
 class Confirmation:
     """What is known of a set of deliveries after asking."""
@@ -68,6 +71,7 @@ def confirm(
     *,
     wait_here: float = SAME_ASSOCIATION_WAIT_SECONDS,
     unanswered: bool = False,
+    other: TakeReport = lambda _report: None,
 ) -> Confirmation:
     """Ask a destination to confirm deliveries of one derived series.
 
@@ -84,6 +88,8 @@ def confirm(
         How long to keep the association open for a report on it, in seconds.
     unanswered : bool
         The peer took earlier commitment requests and never reported: ask by C-FIND first.
+    other : callable
+        Given a report on an earlier transaction that comes meanwhile.
 
     Raises
     ------
@@ -97,7 +103,7 @@ def confirm(
     asking(transaction_uid)
     if means == "commitment" and not unanswered:
         try:
-            report = request(settings, name, deliveries, transaction_uid, wait_here)
+            report = request(settings, name, deliveries, transaction_uid, wait_here, other=other)
             return Confirmation("commitment", transaction_uid, report)
         except (CommitmentUnsupported, ContextsRejected) as error:
             _log.warning("commitment-unavailable", destination=name, code=error.code)
@@ -109,7 +115,7 @@ def confirm(
             _log.warning("query-unavailable", destination=name, code=error.code)
     if unanswered:  # it does offer commitment, so its C-STORE status alone will not do
         try:
-            report = request(settings, name, deliveries, transaction_uid, wait_here)
+            report = request(settings, name, deliveries, transaction_uid, wait_here, other=other)
             return Confirmation("commitment", transaction_uid, report)
         except ContextsRejected as error:  # not any longer
             _log.warning("commitment-unavailable", destination=name, code=error.code)
@@ -123,6 +129,8 @@ def request(
     deliveries: Sequence[Delivery],
     transaction_uid: str,
     wait_here: float = SAME_ASSOCIATION_WAIT_SECONDS,
+    *,
+    other: TakeReport = lambda _report: None,
 ) -> Report | None:
     """Send N-ACTION, and wait briefly for the report on the same association.
 
@@ -146,6 +154,12 @@ def request(
         if report.transaction_uid == transaction_uid:
             reports.append(report)
             arrived.set()
+            return int(StoreStatus.SUCCESS), None
+        try:
+            other(report)
+        except NodeError as error:
+            _log.error("commitment-report-not-taken", code=error.code, message=error.message)
+            return int(StoreStatus.PROCESSING_FAILURE), None
         return int(StoreStatus.SUCCESS), None
 
     handlers = [(evt.EVT_N_EVENT_REPORT, on_report)]

@@ -182,6 +182,12 @@ class Deliverer:
             ids = [delivery.id for delivery in deliveries]
             self._ledger.start_commit(ids, owner, transaction_uid, again)
 
+        def other(report: commit.Report) -> None:
+            who = self._settings.node.ae_title
+            self._ledger.commit_report(
+                report.transaction_uid, report.confirmed, report.failed, actor=who
+            )
+
         unanswered = any(
             delivery.transaction_uid is not None
             and delivery.failing_since is not None
@@ -195,6 +201,7 @@ class Deliverer:
                 asking,
                 wait_here=self._wait_here,
                 unanswered=unanswered,
+                other=other,
             )
         )
         if isinstance(result, NodeError):

@@ -12,6 +12,7 @@ from pynetdicom.sop_class import (
     StorageCommitmentPushModel,
     StudyRootQueryRetrieveInformationModelFind,
 )
+from structlog.testing import capture_logs
 
 from dicom_node.commit import CommitmentUnsupported, confirm, read_report, request
 from dicom_node.demo.pacs import EmbeddedPacs
@@ -68,6 +69,41 @@ def test_transaction_is_persisted_before_the_peer_is_asked(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             confirm(settings, [delivery], die)
         assert not pacs.committed
+
+
+class _Late(EmbeddedPacs):
+    """One that reports on an earlier transaction first."""
+
+    def _report(self, request, association):
+        earlier = Dataset()
+        earlier.update(request)
+        earlier.TransactionUID = "2.25.9"
+        super()._report(earlier, association)
+        super()._report(request, association)
+
+
+@pytest.mark.parametrize("ledger_answers", [True, False])
+def test_report_on_an_earlier_transaction_is_taken_on_the_association_as_well(
+    tmp_path, ledger_answers
+):
+    delivery = delivery_of(example())
+    others = []
+
+    def other(report):
+        others.append(report)
+        if not ledger_answers:
+            raise Transient("ledger-unavailable", "no")
+
+    with _Late(tmp_path / "pacs", reporting="same-association") as pacs:
+        settings = settings_for(pacs.port)
+        store(settings, [delivery])
+        with capture_logs() as lines:
+            confirmation = confirm(settings, [delivery], lambda _uid: None, other=other)
+    refused = [line for line in lines if line["event"] == "commitment-report-not-taken"]
+    assert bool(refused) is not ledger_answers
+    assert [report.transaction_uid for report in others] == ["2.25.9"]
+    assert others[0].confirmed == {delivery.sop_instance_uid}
+    assert confirmation.report.transaction_uid == confirmation.transaction_uid
 
 
 def test_no_report_on_the_association_leaves_the_question_open(tmp_path):

@@ -475,7 +475,7 @@ def test_instance_that_every_report_leaves_out_is_asked_for_by_query_in_the_end(
     tmp_path, ledger, spool, pacs, monkeypatch
 ):
     monkeypatch.setattr(
-        commit, "request", lambda *asked: commit.Report(asked[3], frozenset({"1.2.3"}))
+        commit, "request", lambda *asked, **_: commit.Report(asked[3], frozenset({"1.2.3"}))
     )
     settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
     assert confirmed_by(settings, ledger, spool) == ["query"]
