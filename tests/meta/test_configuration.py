@@ -188,6 +188,18 @@ def test_units_notify_are_watched_and_keep_their_state(unit):
     assert "RestartPreventExitStatus=78" in text
 
 
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_want_their_folders_as_tmpfiles_makes_them(unit):
+    """Systemd warns at each start where the modes differ."""
+    made = re.findall(
+        r"^d \S+ (\d+)", (ROOT / "systemd/dicom-node.tmpfiles.conf").read_text(), re.MULTILINE
+    )
+    modes = re.findall(
+        r"^(?:State|Configuration)DirectoryMode=(\d+)$", unit.read_text(), re.MULTILINE
+    )
+    assert sorted(modes) == sorted(made)
+
+
 def test_sysusers_and_tmpfiles_are_accepted(tmp_path):
     root = tmp_path / "root"
     (root / "etc").mkdir(parents=True)
