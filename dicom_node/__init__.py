@@ -2,4 +2,4 @@
 
 __all__ = ["__version__"]
 
-__version__ = "0.20.1"
+__version__ = "0.21.0"
