@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings as hypothesis_settings
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.examples import get_path
 
 from dicom_node.config import Settings
 from tests.builders import MedianDespeckler
+
+hypothesis_settings.register_profile("untimed", deadline=None)
+hypothesis_settings.load_profile("untimed")
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "dicom"
 REAL_IMAGES = SAMPLES.parent / "data" / "train"
