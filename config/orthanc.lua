@@ -1,7 +1,7 @@
 -- Orthanc sends every ultrasound series to the node once no more of it has come for StableAge
 -- seconds, and never what the node has sent. In Orthanc's configuration:
 --
---   "LuaScripts": ["/etc/dicom-node/orthanc.lua"]
+--   "LuaScripts": ["/etc/orthanc/orthanc.lua"]
 --
 -- and the node among the DicomModalities as "despeckle". A series that could not be sent (node
 -- down) is a failed job in Orthanc: resubmit it there once the node is up.

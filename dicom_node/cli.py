@@ -272,8 +272,15 @@ def _settings(config: Path | None) -> tuple[Path | None, Settings]:
     """The configuration and where it came from."""
     named = os.environ.get("DICOM_NODE_CONFIG", "")
     path = config or (Path(named) if named else None)
-    if path is None and DEFAULT_CONFIG.exists():
-        path = DEFAULT_CONFIG
+    try:
+        if path is None and DEFAULT_CONFIG.exists():
+            path = DEFAULT_CONFIG
+    except OSError as error:
+        raise ConfigError(
+            "config-unreadable",
+            f"{DEFAULT_CONFIG}: {error.strerror}; run this as root or in the group dicom-node, or "
+            "name another one by --config",
+        ) from error
     return (None, Settings()) if path is None else (path, load(path))
 
 

@@ -48,6 +48,17 @@ def config(folder: Path, text: str = "") -> Path:
     return path
 
 
+def test_a_configuration_that_may_not_be_read_is_named(monkeypatch):
+    class Locked(type(Path())):  # what Path says to whom the folder is closed, but root never is
+        def exists(self):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.delenv("DICOM_NODE_CONFIG", raising=False)
+    monkeypatch.setattr(cli, "DEFAULT_CONFIG", Locked("/etc/dicom-node/node.toml"))
+    with pytest.raises(ConfigError, match=r"node\.toml: Permission denied.*group dicom-node"):
+        cli._settings(None)
+
+
 def test_every_command_is_listed():
     shown = command("--help")
     assert shown.returncode == 0
