@@ -210,6 +210,9 @@ TARGETS = (
         _best_classical(what, (document, "Tissue, lesions and edges", "gCNR, 8 bits"), 3)
         for document, what in (("physics", "gCNR"), ("physics-array", "gCNR, array"))
     ),
+    _best_classical(
+        "gCNR of 3 dB over chance", ("safety", "Lesions of 3 dB told apart", "over chance")
+    ),
     *(
         _best_classical(f"3 dB, {size}, survive", ("safety", "Lesions of 3 dB that survive", size))
         for size in SIZES
