@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from model import figures, metrics
 from model.baselines import Grey
+from model.data import data_hash
 from model.evaluation.contenders import NOISY, TUNING_SEED, Contender, Tuning
 from model.evaluation.images import lit, middle, source_of
 from model.evaluation.tables import Table, Value, header, mean, write, write_csv
@@ -63,17 +63,9 @@ def tuning(files: Sequence[Path], level: float) -> Tuning:
         f"paper v={level:g}",
         f"tuned by PSNR for each level on {len(files)} images of the training part, "
         f"the middle {TUNING_SIDE_PX} px, seed {TUNING_SEED}",
-        {"seed": TUNING_SEED, "images": _digest(files), "side": TUNING_SIDE_PX},
+        {"seed": TUNING_SEED, "images": data_hash(list(files)), "side": TUNING_SIDE_PX},
         partial(scenes, files, level, seed=TUNING_SEED, side_px=TUNING_SIDE_PX),
     )
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Of the files' content, in their order."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def evaluate(

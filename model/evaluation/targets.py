@@ -58,7 +58,7 @@ class Tables:
     def figure(self, document: str, heading: str, column: str, method: str) -> float:
         """One figure of a method, a bundle's by its name."""
         rows = self.found[document].get(heading, {})
-        row = rows.get(method) or rows.get(f"student {method}") or {}
+        row = rows.get(method) or rows.get(f"student {method}", {})
         if column not in row:
             raise TablesError(
                 f"{document}.md: no {column!r} of {method!r} under {heading!r}; evaluate it with "
