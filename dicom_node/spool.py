@@ -16,7 +16,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -134,6 +134,9 @@ class Spool:
     ) -> tuple[int, int]:
         """Remove what crashes left behind; return the numbers of files removed and put aside.
 
+        What was received and cannot be told to be superfluous is moved to ``quarantine/``, which
+        no sweep reaches, for a person to look at. Several workers may sweep one spool at a time.
+
         Parameters
         ----------
         known : collection of Path
@@ -156,19 +159,20 @@ class Spool:
                         continue
                     instance = _instance_of(path.name)
                     theirs = instance in held or folder != self.received
-                    if not theirs and not forgotten(instance, path.name):
-                        self.quarantine(path)
-                        put_aside += 1
-                    else:
-                        path.unlink(missing_ok=True)
-                        removed += 1
+                    aside = not theirs and not forgotten(instance, path.name)
+                    # A file that is gone was another worker's to sweep, or a purge's.
+                    with suppress(FileNotFoundError):
+                        if aside:
+                            path.rename(self._quarantine / path.name)
+                            put_aside += 1
+                        else:
+                            path.unlink()
+                            removed += 1
+            if put_aside:
+                _fsync(self._quarantine)
             for folder in self.derived.iterdir():
-                if (
-                    folder.is_dir()
-                    and _last_touched(folder) <= horizon
-                    and not any(folder.iterdir())
-                ):
-                    _remove_empty(folder)
+                if folder.is_dir() and _last_touched(folder) <= horizon:
+                    _remove_if_empty(folder)
         return removed, put_aside
 
     def remove(self, path: Path) -> None:
@@ -188,14 +192,6 @@ class Spool:
         with disk_errors():
             probe.write_bytes(b"")
             probe.unlink()
-
-    def quarantine(self, path: Path) -> Path:
-        """Put a file aside, out of the reach of sweeps, for a person to look at."""
-        target = self._quarantine / path.name
-        with disk_errors():
-            path.rename(target)
-            _fsync(self._quarantine)
-        return target
 
 
 @contextmanager
@@ -229,7 +225,14 @@ def _instance_of(name: str) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    """Every file below a folder; a folder that vanishes meanwhile has none."""
+    walk = os.walk(folder, onerror=_unless_gone)
+    return [Path(place) / name for place, _, names in walk for name in names]
+
+
+def _unless_gone(error: OSError) -> None:
+    if error.errno != errno.ENOENT:
+        raise error
 
 
 def _last_touched(path: Path) -> float:
@@ -241,8 +244,8 @@ def _last_touched(path: Path) -> float:
     return max(figures.st_mtime, figures.st_ctime)
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder that a writer may be about to fill."""
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a folder that a writer may be about to fill, or another sweep to remove."""
     try:
         folder.rmdir()
     except OSError as error:

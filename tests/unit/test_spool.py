@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -76,7 +78,7 @@ def test_file_is_forced_to_disk_before_it_is_renamed_and_its_folder_after(spool,
     assert steps[0].startswith("derived-")
     assert steps[1:] == ["rename", "2.25.1", "derived"]
     steps.clear()
-    spool.quarantine(spool.derived / "2.25.1" / "2.25.2.dcm")
+    assert spool.sweep({spool.derived / "2.25.1" / "2.25.2.dcm"}, older_than_s=-1) == (0, 1)
     assert steps == ["rename", "quarantine"]
 
 
@@ -190,11 +192,27 @@ def test_sweep_spares_a_file_that_was_renamed_a_moment_ago(spool):
     assert taken.exists()
 
 
-def test_sweep_leaves_quarantine_alone(spool, later):
-    path = spool.quarantine(spool.take(temporary(spool), "1.2.3"))
-    age(path)
-    assert spool.sweep(set(), older_than_s=0) == (0, 0)
-    assert path.exists()
+def test_sweep_leaves_quarantine_alone(spool):
+    path = spool.take(temporary(spool), "1.2.3")
+    assert spool.sweep(set(), older_than_s=-1) == (0, 1)
+    assert spool.sweep(set(), older_than_s=-1) == (0, 0)
+    assert (spool.root / "quarantine" / path.name).exists()
+
+
+def test_sweeps_of_several_workers_do_not_trip_over_each_other(spool):
+    for number in range(200):
+        spool.take(temporary(spool), f"1.2.{number}")
+        spool.write([b"x"], f"{number}/{number}.dcm")
+    together = Barrier(4)
+
+    def sweep(_worker):
+        together.wait()
+        return spool.sweep(set(), older_than_s=-1)
+
+    with ThreadPoolExecutor(4) as workers:
+        counts = list(workers.map(sweep, range(4)))
+    assert [sum(column) for column in zip(*counts, strict=True)] == [200, 200]
+    assert list(spool.derived.iterdir()) == []
 
 
 def test_removing_a_missing_file_is_no_error(spool):
