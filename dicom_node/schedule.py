@@ -14,7 +14,6 @@ from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node.assemble import complete
-from dicom_node.audit import EventName, event
 from dicom_node.config import Settings
 from dicom_node.ledger import Ledger
 from dicom_node.service import log
@@ -31,11 +30,8 @@ def release_complete_series(settings: Settings, ledger: Ledger) -> None:
     now = datetime.now(UTC)
     for completion in complete(ledger.series_arrivals(now), now, settings.assemble):
         uid, reason = completion.series_uid, str(completion.reason)
-        ledger.release_series(uid, reason, now)
-        ledger.append_event(
-            event(EventName.SERIES_RELEASED, series_instance_uid=uid, detail=reason)
-        )
-        _log.info("series-released", series_instance_uid=uid, reason=reason)
+        if ledger.release_series(uid, reason, now):
+            _log.info("series-released", series_instance_uid=uid, reason=reason)
 
 
 def reclaim_expired_leases(ledger: Ledger) -> None:

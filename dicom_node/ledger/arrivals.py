@@ -198,17 +198,31 @@ class ArrivalLedger:
                 for row in connection.execute(query)
             ]
 
-    def release_series(self, series_uid: str, reason: str, now: datetime) -> None:
-        """Let the derived instances of a source series be sent.
+    def release_series(self, series_uid: str, reason: str, now: datetime) -> bool:
+        """Let the derived instances of a source series be sent, with an audit event.
 
         A later arrival makes the series pending again, until it is released anew.
+
+        Returns
+        -------
+        bool
+            Whether this call released it; False where another worker has done so already.
         """
         with self._database.write() as connection:
-            connection.execute(
+            released = connection.execute(
                 sa.update(series)
                 .where(series.c.series_uid == series_uid, series.c.released_at.is_(None))
                 .values(released_at=now, release_reason=reason[:64])
-            )
+            ).rowcount
+            if released:
+                line = Event(
+                    name=EventName.SERIES_RELEASED,
+                    at=now,
+                    series_instance_uid=series_uid,
+                    detail=reason,
+                )
+                connection.execute(sa.insert(events).values(**event_row(line)))
+        return bool(released)
 
 
 def _is_replaceable(held: Row, *, same: bool) -> bool:

@@ -269,6 +269,13 @@ def test_series_is_sent_only_after_its_release(ledger):
     assert len(ledger.claim_send("w", soon())) == 1
 
 
+def test_series_that_two_workers_release_is_released_once(ledger):
+    ledger.record_arrival(arrival())
+    assert [ledger.release_series("1.2", "quiet", soon()) for _ in range(2)] == [True, False]
+    names = [line.name for _, line in ledger.events()]
+    assert names.count(EventName.SERIES_RELEASED) == 1
+
+
 def test_release_is_of_one_series(ledger):
     ledger.record_arrival(arrival())
     ledger.record_arrival(arrival("1.9.3", series="1.9"))
