@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from dicom_node import commit, send
-from dicom_node.audit import Event, EventName, Outcome, event
+from dicom_node.audit import EventName, event
 from dicom_node.config import Peer, Settings
 from dicom_node.errors import NodeError, Permanent, Transient
 from dicom_node.ledger import LeaseLost, Ledger
@@ -107,9 +107,16 @@ class Deliverer:
             name = EventName.INSTANCE_ALREADY_HELD
         elif outcome.warning:
             name = EventName.INSTANCE_SENT_WITH_WARNING
-        self._ledger.mark_sent(
-            delivery.id, owner, self._event(name, delivery, detail=outcome.warning)
+        line = event(
+            name,
+            actor=self._settings.node.ae_title,
+            destination=self._name,
+            study_instance_uid=delivery.study_instance_uid,
+            sop_instance_uid=delivery.source_instance_uid,
+            derived_instance_uid=delivery.sop_instance_uid,
+            detail=outcome.warning,
         )
+        self._ledger.mark_sent(delivery.id, owner, line)
         self._log.info(
             str(name),
             sop_instance_uid=delivery.sop_instance_uid,
@@ -156,20 +163,14 @@ class Deliverer:
 
     def _park(self, delivery: Delivery, owner: str, error: NodeError) -> None:
         """Give a delivery up until the operator retries it, and say so."""
-        self._ledger.park_delivery(delivery.id, owner, error)
+        who = self._settings.node.ae_title
+        self._ledger.park_delivery(delivery.id, owner, error, actor=who)
         self._log.error(
             "delivery-parked",
             sop_instance_uid=delivery.sop_instance_uid,
             code=error.code,
             message=error.message,
         )
-        parked = self._event(
-            EventName.INSTANCE_PARKED,
-            delivery,
-            detail=error.code,
-            outcome=Outcome.SERIOUS_FAILURE,
-        )
-        self._ledger.append_event(parked)
 
     def _confirm_step(self, owner: str) -> bool:
         deliveries = self._ledger.claim_commit(owner, datetime.now(UTC), self._name)
@@ -211,7 +212,7 @@ class Deliverer:
             self._wait_here = _SHORT_WAIT_SECONDS
             self._not_yet(deliveries, owner, wait)
         else:
-            self._apply(deliveries, result, result.report)
+            self._apply(result, result.report)
             named = result.report.confirmed | result.report.failed.keys()
             left_out = [one for one in deliveries if one.sop_instance_uid not in named]
             if left_out:
@@ -247,45 +248,20 @@ class Deliverer:
             except LeaseLost:  # the report has come after all
                 continue
 
-    def _apply(
-        self,
-        deliveries: Sequence[Delivery],
-        confirmation: commit.Confirmation,
-        report: commit.Report,
-    ) -> None:
+    def _apply(self, confirmation: commit.Confirmation, report: commit.Report) -> None:
         """Write down what the destination confirmed and what it lacks."""
         self._ledger.commit_report(
-            confirmation.transaction_uid, sorted(report.confirmed), dict(report.failed)
+            confirmation.transaction_uid,
+            sorted(report.confirmed),
+            dict(report.failed),
+            actor=self._settings.node.ae_title,
+            means=confirmation.means,
         )
-        for delivery in deliveries:
-            if delivery.sop_instance_uid in report.confirmed:
-                name = EventName.INSTANCE_CONFIRMED
-                if confirmation.means == "status":
-                    name = EventName.COMMITMENT_UNAVAILABLE
-                self._ledger.append_event(self._event(name, delivery, detail=confirmation.means))
         self._log.info(
             "storage-confirmed",
             means=confirmation.means,
             confirmed=len(report.confirmed),
             failed=len(report.failed),
-        )
-
-    def _event(
-        self,
-        name: EventName,
-        delivery: Delivery,
-        detail: str = "",
-        outcome: Outcome = Outcome.SUCCESS,
-    ) -> Event:
-        return event(
-            name,
-            outcome=outcome,
-            actor=self._settings.node.ae_title,
-            destination=self._name,
-            study_instance_uid=delivery.study_instance_uid,
-            sop_instance_uid=delivery.source_instance_uid,
-            derived_instance_uid=delivery.sop_instance_uid,
-            detail=detail,
         )
 
     def _pause(self, delivery: Delivery) -> timedelta:

@@ -234,7 +234,6 @@ class Worker:
         elif isinstance(error, Refused):
             self._ledger.skip(instance.id, owner, error)
             _log.info("derive-skipped", **facts)
-            self._note(EventName.INSTANCE_SKIPPED, instance, error)
         elif isinstance(error, Transient):
             pause = retry.delay(self._settings.retry, instance.attempts, random.random())  # noqa: S311
             self._ledger.retry_later(instance.id, owner, error, now + pause)
@@ -242,18 +241,6 @@ class Worker:
         else:
             self._ledger.park(instance.id, owner, error)
             _log.error("derive-parked", **facts)
-            self._note(EventName.INSTANCE_PARKED, instance, error)
-
-    def _note(self, name: EventName, instance: Instance, error: NodeError) -> None:
-        self._ledger.append_event(
-            event(
-                name,
-                study_instance_uid=instance.identity.study_instance_uid,
-                series_instance_uid=instance.identity.series_instance_uid,
-                sop_instance_uid=instance.identity.sop_instance_uid,
-                detail=error.code,
-            )
-        )
 
     def _deliver_step(self, deliverer: Deliverer) -> Callable[[str], bool]:
         def step(owner: str) -> bool:

@@ -81,7 +81,8 @@ class ConfirmationLedger(DeliveryLedger):
         confirmed: Collection[str],
         failed: Mapping[str, int],
         *,
-        actor: str | None = None,
+        actor: str = "",
+        means: str = "commitment",
     ) -> int:
         """Apply a Storage Commitment report; return how many deliveries it changed.
 
@@ -97,14 +98,18 @@ class ConfirmationLedger(DeliveryLedger):
             Derived SOP Instance UIDs that the archive has taken responsibility for.
         failed : mapping of str to int
             Derived SOP Instance UID to (0008,1197) *Failure Reason*.
-        actor : str, optional
-            AE title that took the report, for the audit trail. None: the caller adds the lines of
-            what was confirmed.
+        actor : str
+            AE title that took the report, for the audit trail.
+        means : str
+            How it was confirmed, for the audit trail: "commitment", "query", or "status" where
+            nothing but the answer to the C-STORE says so.
         """
         now = datetime.now(UTC)
         asked = sa.select(commitments.c.delivery_id).where(
             commitments.c.transaction_uid == transaction_uid
         )
+        known = EventName.INSTANCE_CONFIRMED
+        name = EventName.COMMITMENT_UNAVAILABLE if means == "status" else known
         changed = []
         with self._database.write() as connection:
             rows = connection.execute(
@@ -117,12 +122,10 @@ class ConfirmationLedger(DeliveryLedger):
                 latest = row.transaction_uid == transaction_uid
                 if row.sop_instance_uid in confirmed:
                     self._confirm(connection, row)
-                    if actor is not None:
-                        name, detail = EventName.INSTANCE_CONFIRMED, "commitment"
-                        self._note(connection, name, row, actor=actor, detail=detail)
+                    self._note(connection, name, row, actor=actor, detail=means)
                 elif latest and row.sop_instance_uid in failed:
                     reason = failed[row.sop_instance_uid]
-                    self._commit_failed(connection, row, reason, now, actor or "")
+                    self._commit_failed(connection, row, reason, now, actor)
                 else:
                     continue
                 changed.append(row.instance_id)

@@ -155,20 +155,25 @@ class DeliveryLedger:
             state = DeliveryState(row.state)
             self._set_state(connection, row, state, **cause, **unleased(due))
 
-    def park_delivery(self, delivery_id: int, owner: str, error: NodeError) -> None:
+    def park_delivery(
+        self, delivery_id: int, owner: str, error: NodeError, *, actor: str = ""
+    ) -> None:
         """Give a delivery up until the operator retries it; the other destinations go on.
 
-        Where it was sent already, the audit trail says that its confirmation failed; that it is
-        parked the caller says there.
+        The audit trail says so, and, where it was sent already, that its confirmation failed.
         """
         with self._database.write() as connection:
             row = self._leased(connection, delivery_id, owner)
+            names = [EventName.INSTANCE_PARKED]
             if row.state == DeliveryState.SENT:
+                names.insert(0, EventName.COMMITMENT_FAILED)
+            for name in names:
                 self._note(
                     connection,
-                    EventName.COMMITMENT_FAILED,
+                    name,
                     row,
                     outcome=Outcome.SERIOUS_FAILURE,
+                    actor=actor,
                     detail=error.code,
                 )
             self._park_row(connection, row, error, datetime.now(UTC), failed_state=row.state)

@@ -194,23 +194,17 @@ class WorkLedger:
             )
 
     def park(self, instance_id: int, owner: str, error: NodeError) -> None:
-        """Give an instance up until the operator retries it."""
+        """Give an instance up until the operator retries it; the audit trail says so."""
         with self._database.write() as connection:
-            row = self._held(connection, instance_id, owner)
-            self._move(
-                connection,
-                row,
-                Stage.PARKED,
-                failed_stage=row.stage,
-                **failure(row, error, datetime.now(UTC)),
-            )
+            self._park(connection, self._held(connection, instance_id, owner), error)
 
     def skip(self, instance_id: int, owner: str, error: NodeError) -> None:
-        """Close an instance that the node does not process, with the reason."""
+        """Close an instance that the node does not process, with the reason, in the audit trail."""
         now = datetime.now(UTC)
         with self._database.write() as connection:
             row = self._held(connection, instance_id, owner)
             self._move(connection, row, Stage.SKIPPED, ended_at=now, **failure(row, error, now))
+            _note(connection, EventName.INSTANCE_SKIPPED, row, detail=error.code)
 
     def heartbeat(self, owner: str, now: datetime) -> None:
         """Extend every lease of `owner`."""
@@ -257,7 +251,7 @@ class WorkLedger:
                     )
                 ).rowcount
             if freed:
-                parked = self._park_killers(connection, now)
+                parked = self._park_killers(connection)
         for row in parked:
             _log.error(
                 "derive-parked",
@@ -267,7 +261,7 @@ class WorkLedger:
             )
         return freed
 
-    def _park_killers(self, connection: sa.Connection, now: datetime) -> list[Row]:
+    def _park_killers(self, connection: sa.Connection) -> list[Row]:
         """Park the instances over which too many workers died, and return them."""
         killers = connection.execute(
             sa.select(instances).where(
@@ -277,16 +271,20 @@ class WorkLedger:
             )
         ).all()
         for row in killers:
-            cause = failure(row, _WORKER_DIED, now)
-            self._move(connection, row, Stage.PARKED, failed_stage=row.stage, **cause)
-            _note(
-                connection,
-                EventName.INSTANCE_PARKED,
-                row,
-                outcome=Outcome.SERIOUS_FAILURE,
-                detail=_WORKER_DIED.code,
-            )
+            self._park(connection, row, _WORKER_DIED)
         return list(killers)
+
+    def _park(self, connection: sa.Connection, row: Row, error: NodeError) -> None:
+        """Give a row's instance up, with its line of the audit trail."""
+        cause = failure(row, error, datetime.now(UTC))
+        self._move(connection, row, Stage.PARKED, failed_stage=row.stage, **cause)
+        _note(
+            connection,
+            EventName.INSTANCE_PARKED,
+            row,
+            outcome=Outcome.SERIOUS_FAILURE,
+            detail=error.code,
+        )
 
     def _held(self, connection: sa.Connection, instance_id: int, owner: str) -> Row:
         """Lock an instance's row, if `owner` holds its lease."""

@@ -946,14 +946,33 @@ def test_derivation_is_in_the_audit_trail(ledger):
     assert (line.sop_instance_uid, line.derived_instance_uid) == ("1.2.3", "2.25.1.2.3")
 
 
-def test_confirmation_is_in_the_audit_trail_once_where_an_actor_is_named(ledger):
+def test_what_is_skipped_or_parked_is_in_the_audit_trail(ledger):
+    for uid, give_up in (("1.2.3", ledger.park), ("1.2.4", ledger.skip)):
+        ledger.record_arrival(arrival(uid))
+        give_up(ledger.claim_derive("w", soon()).id, "w", BAD)
+        with pytest.raises(LeaseLost):
+            give_up(ledger.instance(uid).id, "another", BAD)
+    (parked,) = lines(ledger, EventName.INSTANCE_PARKED)
+    (skipped,) = lines(ledger, EventName.INSTANCE_SKIPPED)
+    assert (parked.sop_instance_uid, parked.detail) == ("1.2.3", BAD.code)
+    assert parked.outcome is Outcome.SERIOUS_FAILURE
+    assert (skipped.sop_instance_uid, skipped.detail) == ("1.2.4", BAD.code)
+
+
+@pytest.mark.parametrize(
+    ("means", "name"),
+    [
+        ("commitment", EventName.INSTANCE_CONFIRMED),
+        ("query", EventName.INSTANCE_CONFIRMED),
+        ("status", EventName.COMMITMENT_UNAVAILABLE),
+    ],
+)
+def test_confirmation_is_in_the_audit_trail_once(ledger, means, name):
     committing(ledger, "1.2.3", "1.2.4")
-    ledger.commit_report("2.25.9", ["2.25.1.2.3"], {})
-    assert lines(ledger, EventName.INSTANCE_CONFIRMED) == [], "the caller adds it"
     for _ in range(2):
-        ledger.commit_report("2.25.9", ["2.25.1.2.3", "2.25.1.2.4"], {}, actor="NODE")
-    (line,) = lines(ledger, EventName.INSTANCE_CONFIRMED)
-    assert (line.actor, line.destination, line.detail) == ("NODE", "pacs", "commitment")
+        ledger.commit_report("2.25.9", ["2.25.1.2.4"], {}, actor="NODE", means=means)
+    (line,) = lines(ledger, EventName.INSTANCE_CONFIRMED, EventName.COMMITMENT_UNAVAILABLE)
+    assert (line.name, line.actor, line.destination, line.detail) == (name, "NODE", "pacs", means)
     assert (line.sop_instance_uid, line.derived_instance_uid) == ("1.2.4", "2.25.1.2.4")
 
 
@@ -973,10 +992,15 @@ def test_refused_commitment_is_in_the_audit_trail(ledger, reason, outcome, parke
 
 def test_confirmation_that_is_given_up_is_in_the_audit_trail(ledger):
     committing(ledger, "1.2.3")
-    ledger.park_delivery(1, "w", BAD)
-    (line,) = lines(ledger, EventName.COMMITMENT_FAILED)
-    assert (line.sop_instance_uid, line.destination, line.detail) == ("1.2.3", "pacs", BAD.code)
-    assert line.outcome is Outcome.SERIOUS_FAILURE
+    ledger.park_delivery(1, "w", BAD, actor="NODE")
+    given_up = lines(ledger, EventName.COMMITMENT_FAILED, EventName.INSTANCE_PARKED)
+    assert [line.name for line in given_up] == [
+        EventName.COMMITMENT_FAILED,
+        EventName.INSTANCE_PARKED,
+    ]
+    for line in given_up:
+        assert (line.sop_instance_uid, line.destination, line.detail) == ("1.2.3", "pacs", BAD.code)
+        assert (line.actor, line.outcome) == ("NODE", Outcome.SERIOUS_FAILURE)
 
 
 def test_object_that_kills_its_workers_is_in_the_audit_trail_and_in_the_log(ledger):
