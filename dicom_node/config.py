@@ -283,6 +283,22 @@ class Settings(_Section):
             raise ValueError("receive.plain = false needs receive.tls_port; nobody could call")
         return self
 
+    @model_validator(mode="after")
+    def _senders_differ(self) -> Settings:
+        """The ledger knows a sender by its title, so that alone decides how it is despeckled."""
+        seen: dict[str, tuple[str, str, float | None]] = {}
+        for name, peer in self.peers.items():
+            if not peer.sends:
+                continue
+            first, *like_it = seen.setdefault(peer.ae_title, (name, peer.bundle, peer.strength))
+            if like_it != [peer.bundle, peer.strength]:
+                raise ValueError(
+                    f"peers.{first} and peers.{name} send with one AE title, so that what they "
+                    "send cannot be told apart; give both the same bundle and strength, or one of "
+                    "them another title"
+                )
+        return self
+
     @property
     def uses_tls(self) -> bool:
         """Whether anything needs the certificates."""
@@ -317,7 +333,7 @@ class Settings(_Section):
 
     def for_sender(self, ae_title: str) -> Settings:
         """The settings with the bundle and strength for what the AE with this title sends."""
-        peer = self.peer_of(ae_title)
+        peer = next((one for one in self.peers_of(ae_title) if one.sends), None)
         if peer is None:
             return self
         strength = self.despeckle.strength if peer.strength is None else peer.strength
@@ -337,10 +353,6 @@ class Settings(_Section):
     def _despeckling(self, **values: str | float) -> Settings:
         """The settings with other values of `despeckle`."""
         return self.model_copy(update={"despeckle": self.despeckle.model_copy(update=values)})
-
-    def peer_of(self, ae_title: str) -> Peer | None:
-        """The peer that calls itself `ae_title`, the first of several."""
-        return next(iter(self.peers_of(ae_title)), None)
 
     def peers_of(self, ae_title: str) -> list[Peer]:
         """The peers that call themselves `ae_title`, each from addresses of its own perhaps."""

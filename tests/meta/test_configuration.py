@@ -82,7 +82,7 @@ def test_every_setting_has_a_sentence():
 def test_ae_titles_are_read_without_the_spaces_around_them():
     settings = parse({"node": {"ae_title": " HERE"}, "peers": {"us": {"ae_title": "US1 "}}})
     assert settings.node.ae_title == "HERE"
-    assert settings.peer_of("US1") is settings.peers["us"]
+    assert settings.peers_of("US1") == [settings.peers["us"]]
 
 
 @pytest.fixture
@@ -233,6 +233,18 @@ def test_every_bundle_in_use_is_loaded_and_known_by_the_key_that_names_it_first(
     )
     used = {key: (section.bundle, section.threads) for key, section in settings.bundles.items()}
     assert used == {"despeckle.bundle": ("quality", 3), "peers.breast.bundle": ("lesions", 3)}
+
+
+def test_peers_of_one_title_are_told_apart_or_refused():
+    scanner = {"ae_title": "A", "bundle": "lesions", "strength": 0.5}
+    archive = {"ae_title": "A", "sends": False}
+    settings = parse({"peers": {"archive": archive, "scanner": scanner}})
+    despeckle = settings.for_sender("A").despeckle
+    assert (despeckle.bundle, despeckle.strength) == ("lesions", 0.5)
+    parse({"peers": {"one": scanner, "two": scanner | {"addresses": ["10.0.0.2"]}}})
+    for other in ({"bundle": "quality"}, {"strength": 1.0}):
+        with pytest.raises(ConfigError, match=r"peers\.one and peers\.two send with one AE title"):
+            parse({"peers": {"one": scanner, "two": scanner | other}})
 
 
 def test_key_that_is_missing_is_named():
