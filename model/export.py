@@ -19,6 +19,7 @@ from model.metrics.fidelity import psnr
 from model.network.reparameterise import merge
 from model.student import Student, multiply_accumulates, parameters
 from model.training import runs
+from model.training.recipe import flat
 
 LICENCE = "Apache-2.0"
 SELF_TEST_SCENE = 7
@@ -82,13 +83,13 @@ def export(
         raise bundles.BundleError(
             f"{checkpoint}: weights are no numbers; train again with a lower learning rate"
         )
-    named = [name for each in (checkpoint, *(averaged or ())) for name in _attributed(each)]
+    behind = [each for source in (checkpoint, *(averaged or ())) for each in _behind(source)]
+    named = [name for each in behind for name in each.attribution]
     sources = list(dict.fromkeys([*named, *(attribution or [])]))
-    if training.get("images") and not sources:
+    known = {images for each in behind if each.attribution for images in _images(each.training)}
+    if not attribution and _images(training) - known:
         _log.warning(
-            "%s: trained with %s real images whose source nobody names; add --attribution",
-            checkpoint,
-            training["images"],
+            "%s: trained with real images whose source nobody names; add --attribution", checkpoint
         )
     settings = {
         "retain": retain,
@@ -166,24 +167,30 @@ def _run_folder(source: Path) -> Path:
     return source.parent if source.suffix and not source.is_dir() else source
 
 
-def _attributed(source: Path, after: frozenset[Path] = frozenset()) -> list[str]:
-    """Sources of real images behind a bundle, or behind what a run began with or learned from."""
+def _behind(source: Path, after: frozenset[Path] = frozenset()) -> list[bundles.Manifest]:
+    """A bundle itself, or those that a run began with or learned from, in its earlier steps too."""
     if source in after:
         return []  # runs under one name after another may name each other
     if _is_bundle(source):
-        return bundles.load(source).manifest.attribution
+        return [bundles.load(source).manifest]
     try:
         described = runs.describe(_run_folder(source))
-        recipe = described["recipe"]
+        recipe = dict(flat(described["recipe"]))
     except (runs.RunError, KeyError):
         return []  # it began with a run that is not here any more
-    behind = [
-        recipe.get("optimiser", {}).get("start_from", ""),
-        recipe.get("distillation", {}).get("teacher", ""),
-        *recipe.get("distillation", {}).get("panel", []),
-        recipe.get("data", {}).get("smoothed_by", "") if described.get("images") else "",
-    ]
-    return [name for each in behind if each for name in _attributed(Path(each), after | {source})]
+    named: list[str] = []
+    for keys in (recipe, *(before["recipe"] for before in described.get("earlier", []))):
+        named += [keys.get("optimiser.start_from", ""), keys.get("distillation.teacher", "")]
+        named += keys.get("distillation.panel", [])
+        named += [keys.get("data.smoothed_by", "")] if _images(described) else []
+    return [found for each in named if each for found in _behind(Path(each), after | {source})]
+
+
+def _images(training: Mapping[str, Any]) -> set[str]:
+    """Hashes of the real images of a training, of its earlier steps and of what is averaged in."""
+    found = {training.get("data_sha256") or "not known"} if training.get("images") else set()
+    found |= {before.get("data_sha256", "") for before in training.get("earlier", [])}
+    return found.union(*map(_images, training.get("averaged", []))) - {""}
 
 
 def _round(student: Student) -> None:

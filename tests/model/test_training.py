@@ -513,7 +513,7 @@ def _keep(run, recipe, **described):
 def test_who_lent_images_to_a_teacher_is_named_by_its_students(tmp_path, of, caplog):
     from model.export import export
 
-    shipped = bundle.load("quality").manifest.attribution
+    quality = bundle.load("quality").manifest
     learned = {
         "teacher": {"distillation": {"teacher": "quality"}},
         "panel": {"distillation": {"teacher": "gone", "panel": ["quality"]}},
@@ -521,9 +521,45 @@ def test_who_lent_images_to_a_teacher_is_named_by_its_students(tmp_path, of, cap
     }[of]
     recipe = Recipe(name="learned", **learned)
     run = tmp_path / "learned-run"
-    _keep(run, recipe, images=3)
-    assert export(run, tmp_path, name="mine", version="1").manifest.attribution == shipped
+    _keep(run, recipe, images=3, data_sha256=quality.training["data_sha256"])
+    made = export(run, tmp_path, name="mine", version="1")
+    assert made.manifest.attribution == quality.attribution
     assert "--attribution" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "key", ["optimiser.start_from", "distillation.teacher", "distillation.panel"]
+)
+def test_who_lent_images_to_the_earlier_steps_of_a_run_is_named(tmp_path, key, monkeypatch):
+    from model.export import export
+
+    monkeypatch.setattr("model.export._figures", lambda _: {})
+    named = ["quality"] if key.endswith("panel") else "quality"
+    run = tmp_path / "changed-run"
+    _keep(run, Recipe(name="changed"), images=0, earlier=[{"steps": 1, "recipe": {key: named}}])
+    made = export(run, tmp_path, name="mine", version="1")
+    assert made.manifest.attribution == bundle.load("quality").manifest.attribution
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"images": 3, "data_sha256": "of one's own"},
+        {"images": 0, "earlier": [{"steps": 1, "recipe": {}, "data_sha256": "of one's own"}]},
+    ],
+)
+def test_images_that_the_bundle_it_began_with_has_not_seen_are_warned_of(
+    tmp_path, described, caplog, monkeypatch
+):
+    from model.export import export
+
+    monkeypatch.setattr("model.export._figures", lambda _: {})
+    run = tmp_path / "own-run"
+    _keep(run, Recipe(name="own", optimiser={"start_from": "quality"}), **described)
+    export(run, tmp_path, name="mine", version="1", attribution=["mine"])
+    assert "--attribution" not in caplog.text
+    export(run, tmp_path, name="mine", version="1")
+    assert "--attribution" in caplog.text
 
 
 def test_a_run_with_images_of_nobody_is_warned_of(tmp_path, caplog):
