@@ -13,6 +13,8 @@ import numpy as np
 from model.evaluation.tables import Table
 from model.metrics import COLUMNS
 from model.train import train
+from model.training import recipe as recipes
+from model.training import runs
 
 BATCH, CROP = 8, 96
 DIGITS = 2
@@ -87,9 +89,28 @@ class Study:
                 found: dict[str, Figures] = before["figures"]
                 return found
         recipe.write_text(text, "utf-8")
-        found = self.judge(train(recipe, arguments.runs).parent)
+        found = self.judge(trained(recipe, arguments.runs))
         kept.write_text(json.dumps({"recipe": text, "figures": found}), "utf-8")
         return found
+
+
+def trained(recipe: Path, output: Path) -> Path:
+    """Folder of a run that has had no other recipe: what was trained by another is begun anew.
+
+    Parameters
+    ----------
+    recipe : Path
+        TOML; a run by it that was stopped goes on.
+    output : Path
+        Folder of runs.
+    """
+    wanted = recipes.load(recipe)
+    try:
+        known = runs.describe(output / wanted.name)
+    except runs.RunError:
+        known = {}
+    same = known.get("recipe") == json.loads(wanted.model_dump_json()) and "earlier" not in known
+    return train(recipe, output, resume=same).parent
 
 
 def told(arguments: argparse.Namespace) -> dict[str, object]:

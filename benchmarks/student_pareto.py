@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arms import trained
 
 from model import figures
 from model.allocator import keep_activations
@@ -28,7 +29,6 @@ from model.evaluation.trials import gain
 from model.network.reparameterise import merge
 from model.simulation.scene import Scene
 from model.student import despeckled, multiply_accumulates, parameters
-from model.train import train
 from model.training import runs
 
 CANDIDATES = {
@@ -180,8 +180,7 @@ def _trained(
                 learning_rate=learning_rate,
             )
         )
-        train(recipe, arguments.runs)
-        made = merge(runs.load(arguments.runs / name).network).eval()
+        made = merge(runs.load(trained(recipe, arguments.runs)).network).eval()
         candidates.append(Trained(made, learning_rate, _gain(made, validation)))
     return max(candidates, key=lambda each: np.nan_to_num(each.validation_gain, nan=-np.inf))
 
