@@ -121,6 +121,16 @@ class Training(pl.LightningModule):
         by_time = self.elapsed / (60 * o.minutes)
         return min(1.0, max(by_time, self.global_step / o.steps))
 
+    def _progress_of_all(self) -> float:
+        """The furthest of all processes, whose clocks differ.
+
+        By rates of their own their weights would drift apart, and one would stop before the others.
+        """
+        if self.trainer.world_size == 1:
+            return self.progress
+        mine = torch.tensor(self.progress, dtype=torch.float64, device=self.device)
+        return float(self.trainer.strategy.reduce(mine, reduce_op="max"))
+
     @property
     def elapsed(self) -> float:
         """Training time over all runs, seconds."""
@@ -134,12 +144,12 @@ class Training(pl.LightningModule):
 
     def on_train_batch_start(self, _batch: Any, _index: int) -> int | None:
         """Set the learning rate: linear warm-up over 300 steps, then a cosine to 1 %."""
-        # Each process has a clock of its own; all must stop at the same step.
-        if self.trainer.strategy.reduce_boolean_decision(self.progress >= 1, all=False):
+        progress = self._progress_of_all()
+        if progress >= 1:
             self.trainer.should_stop = True
             return -1
         warm = min(1.0, (self.global_step + 1) / 300)
-        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress))
+        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
         rate = self.recipe.optimiser.learning_rate * warm * cosine
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate

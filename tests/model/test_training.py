@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -709,3 +710,26 @@ def test_a_run_of_before_is_of_use_whatever_is_asked_of_recipes_since(tmp_path):
     (tmp_path / runs.DESCRIPTION).write_text(json.dumps(about))
     with pytest.raises(runs.RunError, match="no network of this release"):
         runs.load(tmp_path)
+
+
+def test_processes_that_train_together_have_one_rate_whatever_their_clocks(monkeypatch):
+    module = pytest.importorskip("model.training.module")
+    furthest, rates = 0.5, []
+    group = {"lr": 0.0}
+    strategy = SimpleNamespace(
+        reduce=lambda mine, reduce_op: getattr(mine, reduce_op)().clamp_min(furthest),
+        reduce_boolean_decision=lambda decision, **_: decision,
+    )
+    trainer = SimpleNamespace(
+        world_size=2,
+        strategy=strategy,
+        optimizers=[SimpleNamespace(param_groups=[group])],
+    )
+    monkeypatch.setattr(module.Training, "trainer", trainer)
+    recipe = Recipe(name="together", optimiser={"minutes": 100, "learning_rate": 0.01})
+    for minutes in (10, 40):
+        training = module.Training(recipe, [], {})
+        training.spent_seconds = 60.0 * minutes
+        training.on_train_batch_start(None, 0)
+        rates.append(group["lr"])
+    assert rates == [pytest.approx(0.01 * (0.01 + 0.99 / 2) / 300)] * 2  # of the first step
