@@ -74,8 +74,9 @@ def subject_of(path: Path, root: Path | None = None) -> str:
     """Name of the subject that a file shows, within its source.
 
     In this order: (0010,0020) *Patient ID* or (0020,000D) *Study Instance UID* of a DICOM object,
-    hashed; a subject or a running number in the file name of a known source; the folders between
-    the source and the file; the file name without a trailing frame number.
+    hashed; a subject in the file name of a known source, or a running number where no folder but
+    one of the same name tells more; the folders between the source and the file; the file name
+    without a trailing frame number.
 
     Parameters
     ----------
@@ -85,9 +86,8 @@ def subject_of(path: Path, root: Path | None = None) -> str:
         Folder that was searched; without it, folders say nothing.
     """
     stem = path.name if is_dicom(path) else path.stem
-    return (
-        _dicom_subject(path) or _named_subject(stem) or _folder_subject(path, root) or _still(stem)
-    )
+    folder = _folder_subject(path, root)
+    return _dicom_subject(path) or _named_subject(stem, folder) or folder or _still(stem)
 
 
 def split(files: Iterable[Path], root: Path, *, held_out: Collection[str] = HELD_OUT) -> Split:
@@ -186,12 +186,13 @@ def _dicom_subject(path: Path) -> str:
     return f"patient-{hashlib.sha256(identity.encode()).hexdigest()[:16]}" if identity else ""
 
 
-def _named_subject(stem: str) -> str:
+def _named_subject(stem: str, folder: str = "") -> str:
     for pattern in _SUBJECT_NAMES:
         if match := pattern.search(stem):
             return match["subject"]
     for pattern in _NUMBERED_NAMES:
-        if match := pattern.search(stem):
+        match = pattern.search(stem)
+        if match and folder.rpartition("/")[2] in ("", match["list"]):
             start = int(match["number"]) // BLOCK * BLOCK
             return f"{match['list']}-{start}-{start + BLOCK - 1}"
     return ""

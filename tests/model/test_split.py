@@ -58,6 +58,19 @@ def test_a_folder_below_the_source_is_a_subject():
     assert subject_of(ROOT / "source" / "anna" / "0001.png", ROOT) == "anna"
 
 
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("smith/standard_0013.png", "smith"),
+        ("smith/normal (12).png", "smith"),
+        ("benign/benign (12).png", "benign-10-14"),
+        ("sets/benign/benign (12).png", "benign-10-14"),
+    ],
+)
+def test_a_patient_is_not_divided_by_the_running_numbers_in_a_folder(name, subject):
+    assert subject_of(ROOT / "clinic" / name, ROOT) == subject
+
+
 def sides(parts: Split, key) -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for side in ("train", "validation", "test"):
