@@ -444,7 +444,8 @@ def expected_grey(level_db: Real, looks: NDArray[np.floating[Any]], setting: Ima
     """Mean of `grey_map` over speckle of this mean power and effective number of looks.
 
     Quadrature over the quantiles of the gamma law, which is exact for one look and for
-    uncorrelated looks of equal power, and right in mean and variance for all others.
+    uncorrelated looks of equal power, and right in mean and variance of the power for all others.
+    Of these the mean in decibels comes out too low, by 0.1 to 0.2 dB for three and five looks.
 
     Parameters
     ----------
