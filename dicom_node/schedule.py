@@ -1,6 +1,7 @@
 """Timers of the worker: each calls one named sweep, and none holds durable state.
 
-APScheduler 3 with `job_defaults` that run a late sweep once instead of skipping it.
+APScheduler 3 with `job_defaults` that run a late sweep once instead of skipping it, and with a
+trigger, a job store and a wait of our own: its wall clock may be set back, or leap ahead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from functools import partial
 from typing import Final
 
 from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
+from apscheduler.job import Job
+from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from dicom_node.assemble import complete
 from dicom_node.config import Settings
@@ -22,6 +26,7 @@ from dicom_node.spool import Spool
 _log = log.get(__name__)
 _ORPHAN_SECONDS: Final = 3600.0
 """A file that no row names may belong to a row about to be committed; not after an hour."""
+_LONGEST_WAIT_SECONDS: Final = 1.0
 _JOB_DEFAULTS: Final = {"misfire_grace_time": 3600, "coalesce": True, "max_instances": 1}
 
 
@@ -100,13 +105,13 @@ class Schedule:
     """
 
     def __init__(self, jobs: Mapping[str, tuple[float, Callable[[], None]]]) -> None:
-        self._scheduler = BackgroundScheduler(job_defaults=_JOB_DEFAULTS, timezone=UTC)
+        self._scheduler = _Scheduler(
+            jobstores={"default": _Jobs()}, job_defaults=_JOB_DEFAULTS, timezone=UTC
+        )
         self._scheduler.add_listener(_failed, EVENT_JOB_ERROR)
         now = datetime.now(UTC)
         for name, (seconds, sweep) in jobs.items():
-            self._scheduler.add_job(
-                sweep, "interval", seconds=seconds, id=name, name=name, next_run_time=now
-            )
+            self._scheduler.add_job(sweep, _Every(seconds), id=name, name=name, next_run_time=now)
 
     def start(self) -> None:
         """Run every sweep now and then in its period."""
@@ -115,6 +120,42 @@ class Schedule:
     def stop(self) -> None:
         """Wait for the sweeps that run, and start no more."""
         self._scheduler.shutdown(wait=True)
+
+
+class _Scheduler(BackgroundScheduler):  # type: ignore[misc]
+    """Looks at its jobs every second at least, since its clock may be set back before it waits."""
+
+    def _process_jobs(self) -> float:
+        """Run what is due; return how long to wait."""
+        wait = super()._process_jobs()
+        return _LONGEST_WAIT_SECONDS if wait is None else min(wait, _LONGEST_WAIT_SECONDS)
+
+
+class _Every(BaseTrigger):  # type: ignore[misc]
+    """So long after the last run began, counted from now.
+
+    APScheduler's own counts every run that a clock has leapt over: after a start in the year 2000
+    they fill the memory.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.period = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
+        """The time of the next run."""
+        return now if previous_fire_time is None else now + self.period
+
+
+class _Jobs(MemoryJobStore):  # type: ignore[misc]
+    """Lets a job run now where the clock was set back, instead of at a time that is far again."""
+
+    def get_due_jobs(self, now: datetime) -> list[Job]:
+        """The jobs whose turn it is."""
+        for job in self.get_all_jobs():
+            if job.next_run_time > now + job.trigger.period:
+                job._modify(next_run_time=now)  # noqa: SLF001 - what the scheduler does after a run
+                self.update_job(job)
+        return list(super().get_due_jobs(now))
 
 
 def _failed(failure: JobExecutionEvent) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import apscheduler.executors.base
+import apscheduler.schedulers.base
 import pytest
 from pydicom import dcmread
 from pydicom.uid import UltrasoundImageStorage
@@ -608,6 +610,27 @@ def test_sweep_that_fails_is_logged_without_values_and_runs_again():
         ("sweep-failed", "purge", "ZeroDivisionError")
     }
     assert MARK not in str(lines)
+
+
+@pytest.mark.parametrize("step", [timedelta(hours=-1), timedelta(days=-9000), timedelta(days=9000)])
+def test_sweeps_go_on_when_the_clock_is_set(step, monkeypatch):
+    runs = []
+    one = schedule.Schedule({"completeness": (0.05, lambda: runs.append(1))})
+    one.start()
+    try:
+        wait_until(lambda: runs, "it runs")
+
+        class Moved(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime.now(tz) + step
+
+        for module in (apscheduler.schedulers.base, apscheduler.executors.base):
+            monkeypatch.setattr(module, "datetime", Moved)
+        count = len(runs)
+        wait_until(lambda: len(runs) > count + 5, "it runs by the new time")
+    finally:
+        one.stop()
 
 
 def test_parked_files_are_never_purged_nor_swept(tmp_path, ledger, spool, pacs, monkeypatch):
