@@ -141,6 +141,7 @@ class DeliveryLedger:
             if row.error_code != COMMITMENT_FAILED:  # or else an archive that loses it has no end
                 fresh = dict.fromkeys(("failing_since", "error_code", "error", "error_at"))
                 fresh |= {"attempts": 0, "lost_leases": 0}
+            fresh["transaction_uid"] = None  # whatever was asked before is of an earlier sending
             now = datetime.now(UTC)
             self._set_state(connection, row, DeliveryState.SENT, **fresh, **unleased(now))
             self._follow(connection, [row.instance_id])

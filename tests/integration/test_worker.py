@@ -473,6 +473,26 @@ def test_pacs_that_indexes_late_gets_nothing_twice(tmp_path, ledger, spool, monk
     assert list(pacs.received.values()) == [1]
 
 
+def test_pacs_that_indexes_late_has_time_for_what_is_sent_again_too(
+    tmp_path, ledger, spool, monkeypatch
+):
+    monkeypatch.setattr(confirmations, "_FIRST_PAUSE", timedelta(seconds=0.05))
+    held, asked = commit.query.held, []
+    with EmbeddedPacs(tmp_path / "late", commitment=False) as pacs:
+
+        def late(*question):
+            """The first copy is lost; the others are found by the second question on."""
+            copies = sum(pacs.received.values())
+            asked.append(copies)
+            found = copies > 1 and asked.count(copies) > 1
+            return held(*question) if found else frozenset()
+
+        monkeypatch.setattr(commit.query, "held", late)
+        settings = settings_with(tmp_path, pacs.port, peer={"commitment_wait_seconds": 0.2})
+        assert confirmed_by(settings, ledger, spool) == ["query"]
+    assert list(pacs.received.values()) == [2]
+
+
 def test_instance_that_every_report_leaves_out_is_asked_for_by_query_in_the_end(
     tmp_path, ledger, spool, pacs, monkeypatch
 ):

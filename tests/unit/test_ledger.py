@@ -550,6 +550,17 @@ def committing(ledger: Ledger, *instances: str, transaction: str = "2.25.9") -> 
     ledger.start_commit([each.id for each in asked], "w", transaction, much_later())
 
 
+def test_report_that_comes_twice_does_not_speak_of_what_was_sent_again_meanwhile(ledger):
+    committing(ledger, "1.2.3")
+    assert ledger.commit_report("2.25.9", [], {"2.25.1.2.3": 0x0112}) == 1
+    send(ledger, now=much_later())
+    assert ledger.commit_report("2.25.9", [], {"2.25.1.2.3": 0x0112}) == 0
+    (again,) = ledger.claim_commit("w", soon())
+    assert again.transaction_uid is None, "nothing was asked about it yet"
+    ledger.release("w")
+    assert ledger.commit_report("2.25.9", ["2.25.1.2.3"], {}) == 1
+
+
 def test_commitment_report_confirms_and_is_idempotent(ledger):
     committing(ledger, "1.2.3", "1.2.4")
     safe = ["2.25.1.2.3", "2.25.1.2.4"]
