@@ -6,6 +6,7 @@ patient attributes are no labels.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -163,6 +164,13 @@ class _Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log that a caller hung up, or said nothing; the base prints a traceback among the log."""
+        del request, client_address
+        error = sys.exception()
+        if error is not None:
+            _log.debug("watch-interrupted", exception=type(error).__name__, place=log.place(error))
 
 
 class _Handler(WSGIRequestHandler):

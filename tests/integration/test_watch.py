@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from functools import partial
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
+from dicom_node import watch
 from dicom_node.config import parse
 from dicom_node.errors import Permanent, Refused, Transient
 from dicom_node.ledger import Ledger
@@ -32,7 +37,9 @@ def watched(tmp_path):
     )
     spool = Spool(settings.spool_directory)
     with Ledger(settings.ledger_url) as ledger, Watch(settings, ledger, spool):
-        yield lambda path: ask(settings.watch.port, path), ledger, spool
+        get = partial(ask, settings.watch.port)
+        get.port = settings.watch.port
+        yield get, ledger, spool
 
 
 def ask(port, path):
@@ -51,6 +58,20 @@ def figures(text):
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def test_caller_that_hangs_up_or_says_nothing_leaves_no_traceback(watched, capfd, monkeypatch):
+    get, _, _ = watched
+    with capture_logs() as lines:
+        # Abruptly, as balancers do that look whether a port is open.
+        with socket.create_connection((LOOPBACK, get.port)) as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wait_until(lambda: lines, "it is noticed")
+        monkeypatch.setattr(watch._Handler, "timeout", 0.1)
+        with socket.create_connection((LOOPBACK, get.port)):
+            wait_until(lambda: len(lines) > 1, "it is noticed")
+    assert [line["exception"] for line in lines] == ["ConnectionResetError", "TimeoutError"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_figures_are_those_of_the_ledger(watched):
