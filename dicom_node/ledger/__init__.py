@@ -94,7 +94,7 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
         return None if row is None else instance_of(row)
 
     def overview(self, errors: int = 10) -> Overview:
-        """Counts, the oldest waiting instance and the last `errors` failures."""
+        """Counts, the oldest waiting instance and the last `errors` failures; skipping is none."""
         with self._database.read() as connection:
             stages = connection.execute(
                 sa.select(instances.c.stage, sa.func.count()).group_by(instances.c.stage)
@@ -344,7 +344,9 @@ def _last_errors(connection: sa.Connection, limit: int) -> tuple[LastError, ...]
         instances.c.error,
     ).where(
         instances.c.error_at.is_not(None),
-        ~sa.select(deliveries.c.id).where(deliveries.c.instance_id == instances.c.id).exists(),
+        instances.c.stage != Stage.SKIPPED,
+        # What is parked in `send` has the error of a delivery, which is below.
+        sa.func.coalesce(instances.c.failed_stage, "") != Stage.SEND,
     )
     of_deliveries = sa.select(
         deliveries.c.error_at,

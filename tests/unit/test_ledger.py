@@ -838,7 +838,7 @@ def test_overview_counts_and_shows_the_newest_errors_first(ledger):
     assert seen.deliveries == {"pacs": {DeliveryState.PENDING: 1}}
     assert seen.oldest_waiting == START
     assert seen.open_associations == 1
-    assert [(one.where, one.parked, one.code) for one in seen.last_errors][1:] == [
+    assert [(one.where, one.parked, one.code) for one in seen.last_errors] == [
         ("derive", True, BAD.code),
         ("pacs", False, DOWN.code),
     ]
@@ -849,6 +849,15 @@ def test_overview_shows_a_parked_delivery_once(ledger):
     ledger.park_delivery(ledger.claim_send("w", soon())[0].id, "w", BAD)
     assert stage_of(ledger) is Stage.PARKED
     assert [(one.where, one.code) for one in ledger.overview().last_errors] == [("pacs", BAD.code)]
+
+
+def test_overview_shows_why_what_had_been_sent_is_not_derived_anew(ledger):
+    complete(ledger)
+    ledger.rederive("1.2.3")
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    assert [(one.where, one.code) for one in ledger.overview().last_errors] == [
+        ("derive", BAD.code)
+    ]
 
 
 def test_derived_objects_that_go_nowhere_do_not_expire(ledger):
