@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from dicom_node.audit import Event
 from dicom_node.ledger.arrivals import NEVER_DERIVED, ArrivalLedger, event_of, event_row
-from dicom_node.ledger.confirmations import ConfirmationLedger
+from dicom_node.ledger.confirmations import LONGEST_PAUSE, ConfirmationLedger
 from dicom_node.ledger.deliveries import COMMITMENT_FAILED
 from dicom_node.ledger.schema import (
     Database,
@@ -223,17 +223,25 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
         now : datetime
             Aware, UTC.
         longest : timedelta
-            Nothing is postponed for longer, but for what an archive did not keep.
+            Nothing is postponed for longer, but for what an archive did not keep: for six hours.
         """
         limit = sa.literal(now + longest, UtcTime)
+        limit_kept = sa.literal(now + max(longest, LONGEST_PAUSE), UtcTime)
         soonest, lease_end = sa.literal(now, UtcTime), sa.literal(now + self._lease, UtcTime)
-        kept = sa.func.coalesce(deliveries.c.error_code, "") != COMMITMENT_FAILED
+        kept = sa.func.coalesce(deliveries.c.error_code, "") == COMMITMENT_FAILED
         late = (
             sa.update(instances)
             .where(instances.c.stage.in_(_WAITING), instances.c.due_at > limit)
             .values(due_at=soonest),
+            sa.update(instances)  # what has ended is due since then
+            .where(instances.c.stage.in_(_ENDED), instances.c.due_at > limit)
+            .values(due_at=soonest, ended_at=soonest),
             sa.update(deliveries)
-            .where(deliveries.c.state.in_(_ON_THEIR_WAY), deliveries.c.due_at > limit, kept)
+            .where(
+                deliveries.c.state.in_(_ON_THEIR_WAY),
+                deliveries.c.due_at > sa.case((kept, limit_kept), else_=limit),
+                deliveries.c.due_at > limit,  # by the index
+            )
             .values(due_at=soonest),
             sa.update(series)
             .where(series.c.released_at.is_(None), series.c.last_arrival > limit)

@@ -27,7 +27,7 @@ from dicom_node.network.status import Verdict, describe, verdict
 from dicom_node.records import Delivery, DeliveryState
 
 _FIRST_PAUSE: Final = timedelta(seconds=5)
-_LONGEST_PAUSE: Final = timedelta(hours=6)
+LONGEST_PAUSE: Final = timedelta(hours=6)
 """An archive that renames what it takes holds another copy after each repetition."""
 _DOUBLINGS: Final = 13
 """Enough for the longest pause."""
@@ -149,7 +149,7 @@ class ConfirmationLedger(DeliveryLedger):
             self._park_row(connection, row, error, now, failed_state=DeliveryState.PENDING)
             self._note(connection, EventName.INSTANCE_PARKED, row, detail=error.code, **said)
             return
-        pause = min(_FIRST_PAUSE * 2 ** min(row.attempts, _DOUBLINGS), _LONGEST_PAUSE)
+        pause = min(_FIRST_PAUSE * 2 ** min(row.attempts, _DOUBLINGS), LONGEST_PAUSE)
         self._set_state(
             connection,
             row,

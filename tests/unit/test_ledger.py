@@ -446,6 +446,24 @@ def test_what_was_postponed_as_it_should_be_waits_though_the_clock_is_looked_at(
     assert ledger.pull_in(datetime.now(UTC), HOUR / 2) == 0
 
 
+def test_what_an_archive_did_not_keep_waits_no_longer_than_it_ever_does(ledger):
+    committing(ledger, "1.2.3")
+    ledger.commit_report("2.25.9", [], {"2.25.1.2.3": 0x0112})
+    a_year_back = datetime.now(UTC) - timedelta(days=365)
+    assert ledger.claim_send("w", a_year_back) == []
+    ledger.pull_in(a_year_back, HOUR / 2)
+    assert ledger.claim_send("w", a_year_back)
+
+
+def test_files_of_what_ended_before_the_clock_was_set_back_expire(ledger):
+    complete(ledger)
+    ledger.record_arrival(arrival("1.2.4", received_at=datetime.now(UTC)), skip=SKIP)
+    a_year_back = datetime.now(UTC) - timedelta(days=365)
+    assert ledger.expired(a_year_back + HOUR) == []
+    ledger.pull_in(a_year_back, HOUR / 2)
+    assert len(ledger.expired(a_year_back + HOUR)) == 2
+
+
 def test_failed_work_waits_until_it_is_due_and_remembers_since_when_it_fails(ledger):
     ledger.record_arrival(arrival())
     now = soon()
