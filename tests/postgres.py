@@ -9,12 +9,18 @@ import atexit
 import os
 import pwd
 import shutil
+import socket
+import struct
 import subprocess
 import tempfile
+import threading
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import pytest
+import sqlalchemy as sa
 
 from tests.peers import LOOPBACK, free_port
 
@@ -66,3 +72,52 @@ def postgresql_url() -> str:
 
     atexit.register(stop)
     return f"postgresql+pg8000://despeckle@{LOOPBACK}:{port}/postgres"
+
+
+class Relay:
+    """Stands between the node and PostgreSQL, and does what a network or a power cut does to both.
+
+    Parameters
+    ----------
+    url : str
+        The server's.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._server = sa.make_url(url)
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.url = self._server.set(port=self._listener.getsockname()[1]).render_as_string(
+            hide_password=False
+        )
+        self.is_silent = False
+        self._callers: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self.reset()
+
+    def reset(self) -> None:
+        """End every connection of the node, as a server does that was started anew."""
+        callers, self._callers = self._callers, []
+        for caller in callers:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            caller.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                caller, _ = self._listener.accept()
+                server = socket.create_connection((LOOPBACK, int(self._server.port or 0)))
+                self._callers.append(caller)
+                for pair in ((caller, server), (server, caller)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):  # closed
+            while data := source.recv(65536):
+                if not self.is_silent:
+                    target.sendall(data)

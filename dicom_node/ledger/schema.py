@@ -20,6 +20,8 @@ from dicom_node.records import DeliveryState, Stage
 
 SCHEMA_VERSION: Final = 1
 _BUSY_TIMEOUT_SECONDS: Final = 60
+_SILENCE_SECONDS: Final = 60
+"""How long PostgreSQL may take over a statement, or a transaction of ours over nothing."""
 _POOL_SIZE: Final = 96
 _SCHEMA_LOCK: Final = 0x0DE5_0001
 _CLAIM_LOCK: Final = 0x0DE5_0002
@@ -29,7 +31,7 @@ _PASSING: Final = (
     sa.exc.InternalError,
     sa.exc.TimeoutError,
 )
-_PASSING_STATES: Final = ("08", "25006", "40", "53", "55", "57", "58")
+_PASSING_STATES: Final = ("08", "25006", "25P03", "40", "53", "55", "57", "58")
 """How the SQLSTATE of what may pass begins: PostgreSQL stops, is full, locked or a standby."""
 _UNSERVED: Final = {
     "28": "it does not take this user or password",
@@ -272,6 +274,8 @@ class Database:
         if self.dialect == "sqlite":
             sa.event.listen(self._engine, "connect", _on_sqlite_connect)
             sa.event.listen(self._engine, "begin", _on_sqlite_begin)
+        elif self.dialect == "postgresql":
+            sa.event.listen(self._engine, "connect", _on_postgresql_connect)
         self._create()
 
     def _create(self) -> None:
@@ -325,7 +329,18 @@ def _engine_options(url: str) -> dict[str, Any]:
         options["connect_args"] = {"timeout": _BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
     else:
         options["pool_pre_ping"] = True
+        if "+pg8000" in url:  # else a server that loses its power is waited for for hours
+            options["connect_args"] = {"timeout": _SILENCE_SECONDS}
     return options
+
+
+def _on_postgresql_connect(connection: Any, record: object) -> None:
+    """Let PostgreSQL end the transaction of a host that has died, and with it its locks."""
+    del record
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{_SILENCE_SECONDS}s'")
+    cursor.close()
+    connection.commit()
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, record: object) -> None:
@@ -362,6 +377,8 @@ def _translated() -> Iterator[None]:
             "ledger-damaged",
             f"the ledger answers {type(cause).__name__}; check its integrity, restore a copy",
         ) from error
+    except OSError as error:  # pg8000 passes on what a connection ends with
+        raise _unavailable(type(error).__name__) from error
 
 
 def _unavailable(cause: str) -> Transient:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import structlog
 from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.errors import ConfigError, Permanent, Refused, Transient
 from dicom_node.ledger import LeaseLost, Ledger
+from dicom_node.ledger import schema as ledger_schema
 from dicom_node.ledger.schema import DELIVERY_TRANSITIONS, STAGE_TRANSITIONS, deliveries
 from dicom_node.records import (
     DERIVED_FILE_UNREADABLE,
@@ -30,6 +34,7 @@ from tests.ledgers import (
     soon,
     stage_of,
 )
+from tests.postgres import Relay
 from tests.receiving import START, after, arrival
 
 BAD = Permanent("pixel-data-truncated", "(7FE0,0010) is too short; send it again")
@@ -1117,7 +1122,7 @@ def fail_with(ledger: Ledger, state: str) -> None:
 @pytest.mark.parametrize(
     "state",
     [
-        *("08006", "25006", "40001", "40P01", "53100", "53200", "53300"),
+        *("08006", "25006", "25P03", "40001", "40P01", "53100", "53200", "53300"),
         *("55P03", "57014", "57P01", "57P03", "58030"),
     ],
 )
@@ -1144,6 +1149,47 @@ def test_what_does_not_pass_in_postgresql_is_permanent(postgres, state):
     with pytest.raises(Permanent) as caught:
         fail_with(postgres, state)
     assert caught.value.code == "ledger-damaged"
+
+
+def test_postgresql_that_falls_silent_is_transient(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger_schema, "_SILENCE_SECONDS", 2)
+    with Relay(empty_ledger_url("postgresql", tmp_path)) as relay, Ledger(relay.url) as ledger:
+        relay.is_silent = True
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ledger.overview)
+            with suppress(FuturesTimeout):
+                asked.exception(timeout=20)
+            relay.is_silent = False
+            relay.reset()
+        with pytest.raises(Transient, match="TimeoutError"):
+            asked.result()
+        assert ledger.overview().stages == {}
+
+
+def test_connection_that_is_reset_is_transient(tmp_path):
+    with Relay(empty_ledger_url("postgresql", tmp_path)) as relay, Ledger(relay.url) as ledger:
+        relay.reset()
+        with pytest.raises(Transient, match=r"ConnectionResetError|InterfaceError"):
+            ledger.overview()
+        assert ledger.overview().stages == {}
+
+
+def test_host_that_dies_within_a_claim_does_not_keep_others_from_theirs(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger_schema, "_SILENCE_SECONDS", 1)
+    url = empty_ledger_url("postgresql", tmp_path)
+    claimed = []
+
+    def die(dead: Ledger, other: Ledger) -> None:
+        with dead._database.write() as connection:
+            dead._database.exclude_other_claims(connection)
+            with other._database.write() as theirs:
+                theirs.execute(sa.text("SET LOCAL lock_timeout = '20s'"))
+                other._database.exclude_other_claims(theirs)
+                claimed.append(other)
+
+    with Ledger(url) as dead, Ledger(url) as other, pytest.raises(Transient):
+        die(dead, other)
+    assert claimed
 
 
 def test_connection_that_postgresql_ends_is_transient_and_the_next_one_serves(postgres):
