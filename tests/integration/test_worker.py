@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from dicom_node import commit, schedule, send, worker
 from dicom_node.audit import EventName
-from dicom_node.config import Settings, parse
+from dicom_node.config import Settings, SpoolSection, parse
 from dicom_node.deliver import Deliverer
 from dicom_node.demo.pacs import EmbeddedPacs
 from dicom_node.errors import Permanent, Refused, Transient
@@ -574,12 +574,17 @@ def test_peer_that_is_to_receive_no_longer_is_sent_nothing(tmp_path, ledger, spo
         wait_stage(ledger, uid, Stage.DONE)
 
 
+def purging(settings: Settings) -> Settings:
+    """The settings of one who keeps no files of what has ended."""
+    return settings.model_copy(update={"spool": SpoolSection(keep_hours=0)})
+
+
 def test_ended_files_are_purged_after_their_time_and_rows_stay(tmp_path, ledger, spool, pacs):
-    settings = settings_with(tmp_path, pacs.port, spool={"keep_hours": 0})
+    settings = settings_with(tmp_path, pacs.port)  # the worker purges as well
     uid = arrive(ledger, spool)
     with working(settings, ledger, spool):
         row = wait_stage(ledger, uid, Stage.DONE)
-    schedule.purge_files(settings, ledger, spool)
+    schedule.purge_files(purging(settings), ledger, spool)
     assert not row.source_path.exists()
     assert not row.derived_path.exists()
     assert ledger.instance(uid).stage is Stage.DONE
@@ -587,7 +592,7 @@ def test_ended_files_are_purged_after_their_time_and_rows_stay(tmp_path, ledger,
 
 
 def test_what_an_interrupted_purge_leaves_is_swept_away(tmp_path, ledger, spool, pacs, monkeypatch):
-    settings = settings_with(tmp_path, pacs.port, spool={"keep_hours": 0})
+    settings = settings_with(tmp_path, pacs.port)  # the worker purges as well
     uid = arrive(ledger, spool)
     with working(settings, ledger, spool):
         row = wait_stage(ledger, uid, Stage.DONE)
@@ -595,7 +600,7 @@ def test_what_an_interrupted_purge_leaves_is_swept_away(tmp_path, ledger, spool,
     with monkeypatch.context() as killed:
         killed.setattr(Spool, "remove", raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            schedule.purge_files(settings, ledger, spool)
+            schedule.purge_files(purging(settings), ledger, spool)
     assert row.source_path.exists()
     another = spool.take(write_us_instance(spool.incoming / "x"), uid)
     schedule.sweep_orphans(ledger, spool)

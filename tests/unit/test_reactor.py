@@ -23,7 +23,7 @@ def connected():
     bell, rope = socket.socketpair()
     bell.setblocking(False)
     events = queue.Queue()
-    association = SimpleNamespace(dul=SimpleNamespace(event_queue=events), network_timeout=0.2)
+    association = SimpleNamespace(dul=SimpleNamespace(event_queue=events), network_timeout=30.0)
     wide = WideSocket(association, Quiet(here), bell)
     yield wide, there, rope, events
     for each in (here, there, bell, rope):
@@ -56,6 +56,8 @@ def test_socket_reads_exactly_what_was_asked_for(connected):
 
 def test_peer_that_falls_silent_within_a_pdu_is_not_waited_for_without_end(connected):
     wide, there, _, _ = connected
+    assert wide.socket.gettimeout() == 30
+    wide.socket.settimeout(0.1)
     there.sendall(b"half")
     with pytest.raises(TimeoutError):
         wide.recv(100)
