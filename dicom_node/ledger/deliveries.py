@@ -52,7 +52,8 @@ class DeliveryLedger:
         """Lease all due deliveries of one derived series to one destination, in one order.
 
         Only series that are released (`release_series`), and of which no instance is still
-        on its first way through `derive`. A delivery in state SENDING was interrupted: ask
+        on its first way through `derive`; what failed before does not wait for that, since
+        nothing may be derived until it is sent. A delivery in state SENDING was interrupted: ask
         the destination before sending it again. None takes any destination.
         """
         deriving = (
@@ -77,7 +78,7 @@ class DeliveryLedger:
             *due_to_be_claimed(now),
             *bound_for(destination),
             released,
-            ~deriving,
+            sa.or_(deliveries.c.failing_since.is_not(None), ~deriving),
         ]
         return self._claim_group(claimable, owner, now)
 

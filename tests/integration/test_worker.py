@@ -420,6 +420,22 @@ def test_where_disk_is_scarce_nothing_is_derived_ahead_of_a_pacs_that_is_down(
         wait_stage(ledger, waiting, Stage.SEND)
 
 
+def test_where_disk_is_scarce_a_late_instance_does_not_keep_its_series_from_a_pacs_that_is_back(
+    tmp_path, ledger, spool, monkeypatch
+):
+    settings = settings_with(tmp_path, free_port(), receive={"min_free_mb": 1000})
+    early = arrive(ledger, spool)
+    with working(settings, ledger, spool):
+        wait_until(ledger.is_failing_to_send, "a failure")
+    monkeypatch.setattr(spool, "free_mb", lambda: 1500.0)
+    late = arrive(ledger, spool)
+    with EmbeddedPacs(tmp_path / "pacs", reporting="same-association") as pacs:
+        back = settings_with(tmp_path, pacs.port, receive={"min_free_mb": 1000})
+        with working(back, ledger, spool):
+            wait_stage(ledger, early, Stage.DONE)
+            wait_stage(ledger, late, Stage.DONE)
+
+
 def test_objects_of_a_state_directory_that_has_moved_are_derived_and_sent(
     tmp_path, ledger, spool, settings, pacs
 ):
