@@ -58,18 +58,18 @@ def follow_clock(settings: Settings, ledger: Ledger) -> None:
 def purge_files(settings: Settings, ledger: Ledger, spool: Spool) -> None:
     """Remove the files of instances that ended long enough ago; their rows stay."""
     before = datetime.now(UTC) - timedelta(hours=settings.spool.keep_hours)
-    ended = ledger.expired(before)
-    if not ended:
-        return
-    # The ledger first: one that is to be derived anew meanwhile keeps its files, and what a crash
-    # leaves behind is swept.
-    forgotten = ledger.forget_files([instance.id for instance in ended])
-    for instance in ended:
-        if instance.id in forgotten:
-            for path in (instance.source_path, instance.derived_path):
-                if path is not None:
-                    spool.remove(path)
-    _log.info("files-purged", instances=len(forgotten))
+    count = 0
+    for instance in ledger.expired(before):
+        # The ledger first, one by one: what is derived anew meanwhile keeps its files, of the same
+        # names perhaps, and what a crash leaves behind is swept.
+        if not ledger.forget_files([instance.id]):
+            continue
+        count += 1
+        for path in (instance.source_path, instance.derived_path):
+            if path is not None:
+                spool.remove(path)
+    if count:
+        _log.info("files-purged", instances=count)
 
 
 def sweep_orphans(ledger: Ledger, spool: Spool) -> None:

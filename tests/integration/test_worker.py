@@ -607,6 +607,32 @@ def test_ended_files_are_purged_after_their_time_and_rows_stay(tmp_path, ledger,
     assert ledger.expired(datetime.now(UTC) + timedelta(hours=1)) == []
 
 
+def test_purge_does_not_take_the_files_of_what_comes_again_meanwhile(
+    tmp_path, ledger, spool, pacs, monkeypatch
+):
+    settings = settings_with(tmp_path, pacs.port)
+    uids = [arrive(ledger, spool), arrive(ledger, spool)]
+    with working(settings, ledger, spool):
+        rows = [wait_stage(ledger, uid, Stage.DONE) for uid in uids]
+    remove = Spool.remove
+
+    def derived_anew(self, path):
+        """While the files of the first one go, the second one comes again and is derived."""
+        if path == rows[0].source_path:
+            again = self.take(write_us_instance(self.incoming / "again"), uids[1])
+            arrival = Arrival(
+                rows[1].identity, again, 1, rows[1].sha256, "x", "US1", datetime.now(UTC)
+            )
+            if ledger.record_arrival(arrival):
+                derive(ledger)
+                rows[1].derived_path.write_bytes(b"derived anew")
+        remove(self, path)
+
+    monkeypatch.setattr(Spool, "remove", derived_anew)
+    schedule.purge_files(purging(settings), ledger, spool)
+    assert ledger.instance(uids[1]).stage is Stage.DONE or rows[1].derived_path.exists()
+
+
 def test_what_an_interrupted_purge_leaves_is_swept_away(tmp_path, ledger, spool, pacs, monkeypatch):
     settings = settings_with(tmp_path, pacs.port)  # the worker purges as well
     uid = arrive(ledger, spool)
