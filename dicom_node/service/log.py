@@ -13,10 +13,11 @@ import threading
 import traceback
 import warnings
 from collections.abc import MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -53,13 +54,30 @@ def configure(section: LogSection, process: str = "") -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[section.level]),
         # A line is one write, so that processes with one log do not cut each other's.
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Undisturbed(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     if process:
         threading.excepthook = _thread_died
         sys.excepthook = _process_died
     silence_libraries()
+
+
+class _Undisturbed:
+    """Loses lines where nobody takes them, as on a full disk: work is worth more than its log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write a line."""
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Hand the line on."""
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def get(name: str) -> Any:

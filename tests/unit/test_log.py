@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
+import sys
 import threading
 import warnings
 from datetime import UTC, datetime
@@ -56,6 +59,18 @@ def test_logger_made_before_the_configuration_follows_it(capsys):
     (line,) = lines(capsys)
     assert line["process"] == "work"
     assert line["error"] == "ValueError"
+
+
+@pytest.mark.parametrize("fails", ["write", "flush"])
+def test_line_that_nobody_takes_stops_no_work(monkeypatch, fails):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, fails, full)
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.configure(LogSection(), "work")
+    log.get("x").error("lost")
 
 
 def test_level_filters(capsys):
