@@ -30,6 +30,8 @@ from model.network.scales import coarse_share, speckle_px
 Frame = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says, in a RuntimeError, where the process gets no more."""
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -148,6 +150,8 @@ class Despeckler:
         ------
         Transient
             The GPU has no memory for even one frame.
+        MemoryError
+            Nor has the process, on a CPU.
         """
         if strength == 0:
             yield from luminances
@@ -172,6 +176,10 @@ class Despeckler:
                     "gpu-memory",
                     'the GPU has no memory for one frame; free it, or set despeckle.device = "cpu"',
                 ) from error
+        except RuntimeError as error:
+            if _NO_MEMORY in str(error):
+                raise MemoryError from error
+            raise
         torch.cuda.empty_cache()
         self._batch_frames = 1
         answers = []

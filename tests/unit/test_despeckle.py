@@ -201,6 +201,14 @@ def scarce(monkeypatch):
     return make
 
 
+def test_lack_of_memory_on_a_cpu_is_known_for_what_it_is(scarce, frames, monkeypatch):
+    despeckler = scarce(1)
+    more_than_there_are_addresses = 1 << 60
+    monkeypatch.setattr(despeckler, "_infer", lambda *_: torch.empty(more_than_there_are_addresses))
+    with pytest.raises(MemoryError):
+        list(despeckler.frames(frames, 1.0))
+
+
 def test_a_batch_without_memory_is_taken_frame_by_frame(scarce, frames):
     expected = Despeckler(bundle.load("quality"), "cpu", "float32").frames(frames, 1.0)
     for out, alone in zip(scarce(1).frames(frames, 1.0), expected, strict=True):
