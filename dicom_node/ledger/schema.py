@@ -21,7 +21,9 @@ from dicom_node.records import DeliveryState, Stage
 SCHEMA_VERSION: Final = 1
 _BUSY_TIMEOUT_SECONDS: Final = 60
 _SILENCE_SECONDS: Final = 60
-"""How long PostgreSQL may take over a statement, or a transaction of ours over nothing."""
+"""How long PostgreSQL may take over a statement."""
+_IDLE_SECONDS: Final = 30
+"""How long PostgreSQL waits for the next statement of a transaction; others wait for its locks."""
 _POOL_SIZE: Final = 96
 _SCHEMA_LOCK: Final = 0x0DE5_0001
 _CLAIM_LOCK: Final = 0x0DE5_0002
@@ -338,7 +340,7 @@ def _on_postgresql_connect(connection: Any, record: object) -> None:
     """Let PostgreSQL end the transaction of a host that has died, and with it its locks."""
     del record
     cursor = connection.cursor()
-    cursor.execute(f"SET idle_in_transaction_session_timeout = '{_SILENCE_SECONDS}s'")
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'")
     cursor.close()
     connection.commit()
 

@@ -1152,13 +1152,13 @@ def test_what_does_not_pass_in_postgresql_is_permanent(postgres, state):
 
 
 def test_postgresql_that_falls_silent_is_transient(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger_schema, "_SILENCE_SECONDS", 2)
+    monkeypatch.setattr(ledger_schema, "_SILENCE_SECONDS", 5)
     with Relay(empty_ledger_url("postgresql", tmp_path)) as relay, Ledger(relay.url) as ledger:
         relay.is_silent = True
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ledger.overview)
             with suppress(FuturesTimeout):
-                asked.exception(timeout=20)
+                asked.exception(timeout=30)
             relay.is_silent = False
             relay.reset()
         with pytest.raises(Transient, match="TimeoutError"):
@@ -1175,7 +1175,7 @@ def test_connection_that_is_reset_is_transient(tmp_path):
 
 
 def test_host_that_dies_within_a_claim_does_not_keep_others_from_theirs(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger_schema, "_SILENCE_SECONDS", 1)
+    monkeypatch.setattr(ledger_schema, "_IDLE_SECONDS", 3)
     url = empty_ledger_url("postgresql", tmp_path)
     claimed = []
 
@@ -1183,7 +1183,7 @@ def test_host_that_dies_within_a_claim_does_not_keep_others_from_theirs(tmp_path
         with dead._database.write() as connection:
             dead._database.exclude_other_claims(connection)
             with other._database.write() as theirs:
-                theirs.execute(sa.text("SET LOCAL lock_timeout = '20s'"))
+                theirs.execute(sa.text("SET LOCAL lock_timeout = '30s'"))
                 other._database.exclude_other_claims(theirs)
                 claimed.append(other)
 
