@@ -138,6 +138,16 @@ class Decoder:
                 f"is {stated[0]} x {stated[1]}; correct the one or send the object again",
             )
 
+    def _check_samples(self, samples: NDArray[Any]) -> None:
+        """Hold a decoded frame to the samples per pixel of the first one."""
+        found = samples.shape[2] if samples.ndim == 3 else 1  # noqa: PLR2004
+        if found != self._layout.samples:
+            raise Permanent(
+                "frame-samples-differ",
+                f"a frame of (7FE0,0010) Pixel Data has {found} samples per pixel, the first one "
+                f"{self._layout.samples}; send grey and coloured frames as objects of their own",
+            )
+
     def _repair(self, stream: codecs.Stream | None) -> None:
         """Let a JPEG stream correct what the data set says of colours and samples."""
         if stream is None:
@@ -207,6 +217,7 @@ class Decoder:
                 syntax, stored, geometry.rows, geometry.columns, layout.photometric
             )
             if not codecs.comes_out_as_stored(syntax):
+                self._check_samples(samples)
                 return samples
         else:
             samples = codecs.decode_frame(
@@ -217,6 +228,7 @@ class Decoder:
                 bits=layout.bits_allocated,
                 precision=self._precision,
             )
+        self._check_samples(samples)
         return ybr_to_rgb(samples) if layout.photometric.startswith("YBR_FULL") else samples
 
     def _displayed(self, samples: NDArray[Any]) -> Frame:

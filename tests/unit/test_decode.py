@@ -436,6 +436,25 @@ def test_stream_of_another_size_is_permanent(
     assert caught.value.code == "frame-size-differs"
 
 
+@pytest.mark.parametrize("order", [("MONOCHROME2", 1, 3), ("YBR_FULL_422", 3, 1)])
+def test_grey_and_coloured_streams_in_one_cine_are_permanent(
+    tmp_path: Path, order: tuple[str, int, int]
+) -> None:
+    """Frames of another size would be written one into the other."""
+    photometric, *samples = order
+    grey = speckle(1, 48, 64)[0]
+    streams = [
+        jpeg(grey if count == 1 else np.repeat(grey[..., None], 3, axis=2), mode="raw")
+        for count in samples
+    ]
+    ds = make_us_instance(frames=2, photometric=photometric)
+    ds.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    ds.PixelData = encapsulate(streams)
+    ds["PixelData"].VR = "OB"
+    error = failure(save(ds, tmp_path / "x.dcm"))
+    assert (type(error), error.code) == (Permanent, "frame-samples-differ")
+
+
 def test_stream_of_twelve_bits_is_skipped_whatever_the_header_says(tmp_path: Path) -> None:
     ds = make_us_instance(transfer_syntax=uid.JPEGExtended12Bit)
     frame_header = b"\xff\xc0\x00\x0b"
