@@ -233,18 +233,17 @@ class Decoder:
 
     def _displayed(self, samples: NDArray[Any]) -> Frame:
         """Stored values to grey or RGB."""
+        wide = samples.dtype != np.uint8
+        if wide and samples.max(initial=0) >> self._layout.bits_stored:
+            raise bits_unsupported(
+                f"(7FE0,0010) Pixel Data uses more than the {self._layout.bits_stored} bits of "
+                "(0028,0101) Bits Stored, as overlays in unused bits do (retired)"
+            )
         if self._palette is not None:
             colours = self._palette.colours
             frame: Frame = colours[samples] if self.geometry.colour else colours[samples, 0]
             return frame
-        if samples.dtype != np.uint8:
-            if samples.max(initial=0) > 255:  # noqa: PLR2004
-                raise bits_unsupported(
-                    "(7FE0,0010) Pixel Data uses more than the 8 bits of (0028,0101) Bits Stored, "
-                    "as overlays in unused bits do (retired)"
-                )
-            return samples.astype(np.uint8)
-        return samples.copy(order="C")
+        return samples.astype(np.uint8) if wide else samples.copy(order="C")
 
     def _shows_colour(self, palette: Palette) -> bool:
         """Whether any pixel of any frame uses a coloured palette entry."""

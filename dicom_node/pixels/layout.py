@@ -31,6 +31,7 @@ class Layout:
     photometric: str
     samples: int
     bits_allocated: int
+    bits_stored: int
     planar: int
     frame_bytes: int
     swap_pairs: bool
@@ -151,6 +152,7 @@ def read_layout(dataset: FileDataset, element: pixelfile.PixelElement, pixels: i
         photometric=photometric,
         samples=samples,
         bits_allocated=allocated,
+        bits_stored=_number(dataset, "BitsStored") or allocated,
         planar=_number(dataset, "PlanarConfiguration") or 0,
         frame_bytes=frame_bytes,
         swap_pairs=native and big_words,

@@ -336,8 +336,10 @@ def test_colour_samples_in_sixteen_bits_are_refused_by_what_is_wrong(tmp_path: P
     assert "(0028,0100) Bits Allocated is 16" in failure(path).message
 
 
-def test_overlay_in_unused_bits_is_said_to_be_one(tmp_path: Path) -> None:
-    ds = make_us_instance()
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "PALETTE COLOR"])
+def test_overlay_in_unused_bits_is_said_to_be_one(tmp_path: Path, photometric: str) -> None:
+    """Of a palette they would make every value beside its last one."""
+    ds = make_us_instance(photometric=photometric)
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 8, 7
     ds.PixelData = np.full((48, 64), 0x0180, "<u2").tobytes()
     ds["PixelData"].VR = "OW"
