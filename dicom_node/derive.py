@@ -177,7 +177,7 @@ def _describe_derivation(
     """(0008,2111) *Derivation Description* and (0008,9215) *Derivation Code Sequence*."""
     sentence = (
         f"Speckle reduced by {MODEL_NAME} {__version__}: student {bundle.name} {bundle.version}, "
-        f"weights sha256 {bundle.weights_sha256[:16]}, strength {settings.despeckle.strength:.2f}. "
+        f"weights sha256 {bundle.weights_sha256[:16]}, strength {settings.despeckle.strength:.4f}. "
         f"Tissue by {report.region_source}: {report.tissue_share:.1%} of the pixels; changed "
         f"{report.changed_share:.1%}, mean shift {report.mean_shift:+.2f} grey levels. "
         "All other pixels are as in the source."

@@ -217,6 +217,11 @@ def test_derivation_is_told_and_appended(tmp_path: Path) -> None:
     assert long.endswith("as in the source.")
 
 
+def test_derivation_tells_the_strength_as_exactly_as_the_uid_does(tmp_path: Path) -> None:
+    settings = Settings().with_strength(0.125)
+    assert "strength 0.125" in derived(tmp_path, settings=settings).DerivationDescription
+
+
 def test_derivation_code_is_added_to_those_there_are(tmp_path: Path) -> None:
     earlier = Dataset()
     earlier.CodeValue, earlier.CodingSchemeDesignator, earlier.CodeMeaning = "1", "99X", "Before"
