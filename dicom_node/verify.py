@@ -254,8 +254,11 @@ def _protected(source: Dataset, rows: int, columns: int) -> NDArray[np.bool_]:
             top, bottom = 0, bottom if bottom < _NEGATIVE else -1
         if left >= _NEGATIVE:
             left, right = 0, right if right < _NEGATIVE else -1
+        top, left = max(top, 0), max(left, 0)
+        if min(bottom, rows - 1) <= top or min(right, columns - 1) <= left:
+            continue  # bounds of zeros, say: no area
         area = tissue if kind == (_TWO_D, _TISSUE) else other
-        area[max(top, 0) : max(bottom + 1, 0), max(left, 0) : max(right + 1, 0)] = True
+        area[top : bottom + 1, left : right + 1] = True
     declared = bool(tissue.any() or other.any())
     return ~(tissue & ~other) if declared else np.zeros((rows, columns), bool)
 

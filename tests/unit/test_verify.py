@@ -119,6 +119,16 @@ def test_frame_that_a_single_image_has_too_many_is_a_problem(tmp_path):
     assert found.problems == ["NumberOfFrames: not as many frames as the source"]
 
 
+@pytest.mark.parametrize("spatial_format", [1, 3])
+def test_region_whose_bounds_are_zeros_protects_nothing(tmp_path, spatial_format):
+    """Scanners fill the items that they do not use with zeros; the node estimates then."""
+    nowhere = region(0, 0, 0, 0, spatial_format=spatial_format)
+    source = write_us_instance(tmp_path / "one.dcm", rows=ROWS, columns=COLUMNS, regions=[nowhere])
+    write = write_into(tmp_path / "out")
+    derived = derive_instance(source, MedianDespeckler(), Settings(), write).path
+    assert compare(source, derived).problems == []
+
+
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SeriesInstanceUID"])
 def test_identity_of_the_source_is_a_problem(source, derived, keyword):
     original = dcmread(source)[keyword].value
