@@ -36,8 +36,11 @@ _NEGATIVE: Final = 1 << 31
 """Unsigned coordinates from here on were negative, and are too large by twice as much."""
 ROUNDING_SHARE: Final = 0.001
 """Pixels that may differ by more than a grey level, as in the self-test of a bundle."""
-_VIVID: Final = 64
-"""Channels of a pixel that differ by more than this, in grey levels, are colour to anyone."""
+_VIVID: Final = 112
+"""Channels of a pixel that differ by more than this, in grey levels, are colour to anyone.
+
+In the brightest tissue of a sepia grey map they differ by up to 90, and that may change.
+"""
 _UNCHANGED: Final = (
     "StudyInstanceUID",
     "PatientID",

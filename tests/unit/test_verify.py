@@ -15,7 +15,7 @@ from dicom_node.errors import Permanent
 from dicom_node.pipeline import derive_instance
 from dicom_node.service.folder import write_into
 from dicom_node.verify import compare, recompute
-from tests.builders import MedianDespeckler, region, write_us_instance
+from tests.builders import MedianDespeckler, region, speckle, write_us_instance
 
 FRAMES, ROWS, COLUMNS = 3, 120, 160
 TISSUE = region(20, 10, 139, 99)
@@ -144,6 +144,17 @@ def test_colour_that_changed_is_a_problem(source, tmp_path):
     assert compare(coloured, derived).problems == []
     greyed = tampered(derived, lambda ds: pixel_set(ds, 1, 50, 60, (70, 70, 70)))
     assert compare(coloured, greyed).problems == ["coloured pixels changed"]
+
+
+def test_bright_tissue_of_a_tinted_grey_map_may_change(tmp_path):
+    grey = speckle(FRAMES, ROWS, COLUMNS)
+    tint = np.stack([np.clip(grey * 1.1, 0, 255), grey * 0.95, grey * 0.75], axis=-1)
+    pixels = tint.astype(np.uint8)
+    assert np.ptp(pixels, axis=-1).max() > 70
+    source = write_us_instance(tmp_path / "sepia.dcm", photometric="RGB", pixels=pixels)
+    write = write_into(tmp_path / "out")
+    derived = derive_instance(source, MedianDespeckler(), Settings(), write).path
+    assert compare(source, derived).problems == []
 
 
 def test_copy_of_the_source_is_a_problem(source, derived):
