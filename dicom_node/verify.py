@@ -24,7 +24,7 @@ from pydicom.sequence import Sequence
 from dicom_node.attributes.identity import is_own_output
 from dicom_node.attributes.transcribe import MALFORMED
 from dicom_node.config import Settings
-from dicom_node.decode import open_instance
+from dicom_node.decode import Geometry, open_instance
 from dicom_node.errors import Permanent
 from dicom_node.pipeline import Despeckler, derive_instance, identity_of
 from dicom_node.service.folder import write_into
@@ -50,11 +50,15 @@ _UNCHANGED: Final = (
     "StudyTime",
     "AccessionNumber",
     "Modality",
+    "Laterality",
+    "ImageLaterality",
     "InstanceNumber",
+    "PatientOrientation",
     "Rows",
     "Columns",
     "SequenceOfUltrasoundRegions",
     "PixelSpacing",
+    "PixelAspectRatio",
     "FrameTime",
     "FrameTimeVector",
     "FrameIncrementPointer",
@@ -90,6 +94,8 @@ def compare(source_path: Path, derived_path: Path) -> Comparison:
     """
     source, derived = open_instance(source_path), dcmread(derived_path)
     problems = _attributes(source.dataset, derived)
+    if str(derived.get("PhotometricInterpretation")) not in _shown_as(source.geometry):
+        problems.append("PhotometricInterpretation: shows the pixels otherwise than the source")
     protected = _protected(source.dataset, source.geometry.rows, source.geometry.columns)
     middle = source.geometry.frames // 2
     kept: tuple[Frame, Frame] | None = None
@@ -223,6 +229,16 @@ def _attributes(source: Dataset, derived: Dataset) -> list[str]:
     if not is_own_output(derived):
         problems.append("ContributingEquipmentSequence does not name the node")
     return problems
+
+
+def _shown_as(geometry: Geometry) -> frozenset[str]:
+    """Photometric interpretations under which a viewer shows stored values as the source does.
+
+    What is compared are stored values: inverted, or in another colour model, they are the same.
+    """
+    if geometry.colour:
+        return frozenset({"RGB", "YBR_RCT", "YBR_ICT"})
+    return frozenset({"MONOCHROME1" if geometry.inverted else "MONOCHROME2"})
 
 
 def _public(value: object) -> object:

@@ -79,6 +79,10 @@ def test_derived_object_has_no_problem_and_shows_its_middle_frame(source, derive
         (lambda ds: setattr(ds, "PatientID", "another"), "PatientID differs"),
         (lambda ds: setattr(ds, "StudyInstanceUID", "1.2.9"), "StudyInstanceUID differs"),
         (lambda ds: setattr(ds, "FrameTime", "34"), "FrameTime differs"),
+        (lambda ds: setattr(ds, "Laterality", "L"), "Laterality differs"),
+        (lambda ds: setattr(ds, "PatientOrientation", ["L", "F"]), "PatientOrientation differs"),
+        (lambda ds: setattr(ds, "PixelAspectRatio", [2, 1]), "PixelAspectRatio differs"),
+        (lambda ds: setattr(ds, "PhotometricInterpretation", "YBR_FULL"), "Photometric"),
         (
             lambda ds: setattr(ds.SequenceOfUltrasoundRegions[0], "RegionLocationMaxX1", 140),
             "SequenceOfUltrasoundRegions differs",
@@ -102,6 +106,20 @@ def test_derived_object_has_no_problem_and_shows_its_middle_frame(source, derive
 def test_what_was_tampered_with_is_named(source, derived, change, problem):
     found = compare(source, tampered(derived, change))
     assert any(problem in each for each in found.problems), found.problems
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_grey_that_is_shown_inverted_is_a_problem(tmp_path, photometric):
+    source = write_us_instance(
+        tmp_path / "one.dcm", rows=ROWS, columns=COLUMNS, photometric=photometric
+    )
+    write = write_into(tmp_path / "out")
+    derived = derive_instance(source, MedianDespeckler(), Settings(), write).path
+    assert compare(source, derived).problems == []
+    other = "MONOCHROME1" if photometric == "MONOCHROME2" else "MONOCHROME2"
+    tampered(derived, lambda ds: setattr(ds, "PhotometricInterpretation", other))
+    found = compare(source, derived).problems
+    assert found == ["PhotometricInterpretation: shows the pixels otherwise than the source"]
 
 
 def test_frame_that_a_single_image_has_too_many_is_a_problem(tmp_path):
