@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import iter_pixels
 from pydicom.sequence import Sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_node.attributes.identity import is_own_output
 from dicom_node.attributes.transcribe import MALFORMED
@@ -92,7 +94,8 @@ def compare(source_path: Path, derived_path: Path) -> Comparison:
     Refused, Permanent
         One of the two cannot be read.
     """
-    source, derived = open_instance(source_path), dcmread(derived_path)
+    source = open_instance(source_path)
+    derived = dcmread(derived_path, stop_before_pixels=True)
     problems = _attributes(source.dataset, derived)
     if str(derived.get("PhotometricInterpretation")) not in _shown_as(source.geometry):
         problems.append("PhotometricInterpretation: shows the pixels otherwise than the source")
@@ -101,7 +104,9 @@ def compare(source_path: Path, derived_path: Path) -> Comparison:
     kept: tuple[Frame, Frame] | None = None
     changed = total = frames = 0
     touched = vivid = False
-    for index, (before, after) in enumerate(zip(source.frames(), _frames(derived), strict=False)):
+    for index, (before, after) in enumerate(
+        zip(source.frames(), _frames(derived_path), strict=False)
+    ):
         before_rgb, after_rgb = _rgb(before), _rgb(after)
         if after_rgb.shape != before_rgb.shape:
             raise Permanent("frame-size-differs", "frames have another size than the source's")
@@ -155,13 +160,12 @@ def recompute(
     Refused, Permanent, Transient
         It cannot be derived.
     """
-    derived = dcmread(derived_path)
+    derived = dcmread(derived_path, stop_before_pixels=True)
     settings = _made_with(derived, open_instance(source_path).dataset, despeckler, settings)
     with tempfile.TemporaryDirectory() as folder:
         again = derive_instance(source_path, despeckler, settings, write_into(Path(folder)))
-        other = dcmread(again.path)
         largest = differing = total = 0
-        for one, two in zip(_frames(derived), _frames(other), strict=False):
+        for one, two in zip(_frames(derived_path), _frames(again.path), strict=False):
             if one.shape != two.shape:
                 return Recomputed(same_uid=False, differing=1.0, largest=_WHITE)
             difference = np.abs(one.astype(np.int16) - two)
@@ -175,8 +179,8 @@ def recompute(
         )
 
 
-def _frames(derived: Dataset) -> Iterator[Frame]:
-    """The frames of a derived object, by pydicom alone.
+def _frames(derived: Path) -> Iterator[Frame]:
+    """The frames of a derived object, by pydicom alone, one in memory at a time.
 
     Raises
     ------
@@ -184,7 +188,10 @@ def _frames(derived: Dataset) -> Iterator[Frame]:
         ``derived-undecodable``.
     """
     try:
-        yield from iter_pixels(derived, raw=True)
+        syntax = read_file_meta_info(derived).TransferSyntaxUID
+        # What is deflated has to be inflated as a whole; the node writes no such objects.
+        deflated = syntax == DeflatedExplicitVRLittleEndian
+        yield from iter_pixels(dcmread(derived) if deflated else derived, raw=True)
     except (*MALFORMED, RuntimeError) as error:
         raise Permanent(
             "derived-undecodable",

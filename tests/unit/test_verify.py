@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_node.config import Settings
 from dicom_node.errors import Permanent
@@ -120,6 +121,13 @@ def test_grey_that_is_shown_inverted_is_a_problem(tmp_path, photometric):
     tampered(derived, lambda ds: setattr(ds, "PhotometricInterpretation", other))
     found = compare(source, derived).problems
     assert found == ["PhotometricInterpretation: shows the pixels otherwise than the source"]
+
+
+def test_object_that_an_archive_has_deflated_is_right(source, derived):
+    def deflate(ds: Dataset) -> None:
+        ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    assert compare(source, tampered(derived, deflate)).problems == []
 
 
 def test_frame_that_a_single_image_has_too_many_is_a_problem(tmp_path):
