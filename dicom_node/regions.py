@@ -60,6 +60,9 @@ class SpatialFormat(IntEnum):
     GRAPHICS = 5
 
 
+_SWEEPS: Final = (SpatialFormat.M_MODE, SpatialFormat.SPECTRAL)
+
+
 class Mode(IntFlag):
     """What value 4 of (0008,0008) adds up, PS3.3 C.8.5.6.1.1, without 2-D tissue and its colour."""
 
@@ -134,11 +137,7 @@ def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
     be tissue.
     """
     regions = []
-    try:
-        items = list(dataset.get("SequenceOfUltrasoundRegions") or ())
-    except MALFORMED:
-        items = []
-    for item in items:
+    for item in _items(dataset):
         bounds = [value for key in _BOUNDS if (value := _number(item, key)) is not None]
         if len(bounds) < len(_BOUNDS):
             continue
@@ -149,6 +148,14 @@ def read_regions(dataset: Dataset, rows: int, columns: int) -> list[Region]:
             spatial, kind = (_number(item, key) or 0 for key in _KINDS)
             regions.append(Region(spatial, kind, slice(top, bottom + 1), slice(left, right + 1)))
     return regions
+
+
+def _items(dataset: Dataset) -> list[Dataset]:
+    """The items of (0018,6011); none where they are malformed."""
+    try:
+        return list(dataset.get("SequenceOfUltrasoundRegions") or ())
+    except MALFORMED:
+        return []
 
 
 def _clipped(least: int, most: int, size: int) -> tuple[int, int]:
@@ -341,8 +348,11 @@ def _positive(image: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]
 def _shows_other_modes(dataset: Dataset) -> bool:
     """Whether the object says that it shows a sweep, a rendering or a map, but not where.
 
-    Such areas have texture, too: without stated regions nothing tells them from tissue.
+    Such areas have texture, too: without stated regions nothing tells them from tissue. It may say
+    so by a region without usable bounds.
     """
+    if any(_number(item, "RegionSpatialFormat") in _SWEEPS for item in _items(dataset)):
+        return True
     try:
         values = dataset.get("ImageType")
         modes = values[_MODES] if isinstance(values, MultiValue) else "0"

@@ -193,6 +193,17 @@ def test_object_that_tells_of_other_modes_but_not_where_has_no_certain_tissue(mo
     assert mapped(display(), WHOLE, ImageType=image_type).share > 0.3
 
 
+@pytest.mark.parametrize(("spatial_format", "share"), [(1, 0.3), (2, 0.0), (3, 0.0), (4, 0.3)])
+def test_sweep_whose_region_has_no_area_leaves_nothing_certain(
+    spatial_format: int, share: float
+) -> None:
+    nowhere = region(0, 0, 0, 0, spatial_format=spatial_format, data_type=spatial_format)
+    found = mapped(display(), [nowhere])
+    assert found.source == "estimated"
+    assert found.share >= share
+    assert bool(found.share) is bool(share)
+
+
 @pytest.mark.parametrize(
     "image_type",
     [

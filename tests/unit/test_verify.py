@@ -145,7 +145,7 @@ def test_frame_that_a_single_image_has_too_many_is_a_problem(tmp_path):
     assert found.problems == ["NumberOfFrames: not as many frames as the source"]
 
 
-@pytest.mark.parametrize("spatial_format", [1, 3])
+@pytest.mark.parametrize("spatial_format", [1, 5])
 def test_region_whose_bounds_are_zeros_protects_nothing(tmp_path, spatial_format):
     """Scanners fill the items that they do not use with zeros; the node estimates then."""
     nowhere = region(0, 0, 0, 0, spatial_format=spatial_format)
