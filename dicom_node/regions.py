@@ -216,7 +216,7 @@ def tissue_map(
     coloured = np.zeros(shape, bool)
     for frame in sample_frames:
         coloured |= ~grey_pixels(frame, curve, policy.grey_tolerance)
-    tolerance = insonation.noise_floor(sample_frames[0], lossy=lossy)
+    tolerance = insonation.noise_floor(_positive(sample_frames[0], geometry), lossy=lossy)
     background = insonation.flat(luminances, tolerance)
     level = insonation.background_level(luminances[0], background)
     background |= insonation.bars(luminances[0], tolerance)
