@@ -210,7 +210,7 @@ class DeriveSection(_Section):
     transfer_syntax: Literal["explicit-le", "rle", "jpeg-ls", "jpeg-2000"] = "explicit-le"
     """Lossless encoding of the derived pixels."""
     keep_private_groups: tuple[str, ...] = ()
-    """Private creators whose elements are kept; all others are removed."""
+    """Private creators whose elements are kept; others, and all behind the pixels, are removed."""
 
 
 class RetrySection(_Section):
