@@ -28,7 +28,7 @@ from dicom_node.pixels.morphology import Mask, dilate
 
 RegionSource = Literal["ultrasound-regions", "estimated", "none"]
 
-PIXEL_POLICY: Final = "regions-3"
+PIXEL_POLICY: Final = "regions-4"
 """Part of the derived identity: a new name wherever other pixels would be allowed to change."""
 _STRONG: Final = 3
 """A pixel this many times past the grey tolerance is colour drawn on purpose, with soft edges."""

@@ -42,6 +42,11 @@ _HARD: Final = 60
 _LINE_LENGTH, _LINE_REACH, _LINE_LEVEL, _LINE_STEP = 24, 3, 90, 40
 _LINE_CHANGE, _LINE_SPREAD = 10, 40
 _MARK_LEVEL: Final = 150
+_STROKE, _DIGITS = 6, 12
+"""Pixels of ink in a window of 7 x 7: a thin line has seven, a letter more; of the reflectors of
+two real palette cines that had the level of text all had fewer than twelve."""
+_MOST_DIGITS: Final = 0.02
+"""Share of the image above which what is dense is no digits, but tissue that is saturated."""
 _LETTER_EDGE, _LETTER_GROUND, _LETTER_INK = 110, 30, 150
 _SMALLEST: Final = 0.01
 """Share of the image below which nothing counts as a view."""
@@ -179,20 +184,41 @@ def strokes(luminances: Sequence[Luminance], levels: Sequence[int], *, lossy: bo
     """Text, callipers and lines drawn over tissue, as far as that is certain, with a margin.
 
     A stroke is thin, has exactly the luminance of text elsewhere in the display (nearly, where
-    compression was lossy), stands out hard, is more than a few pixels long, and stands still.
+    compression was lossy), stands out hard, is more than a few pixels long, and stands still. A
+    clock or a heart rate does not stand still: digits are told by being dense, where their level
+    is exact, and few.
     """
-    image = luminances[0].astype(np.int16)
+    if not levels:
+        return np.zeros(luminances[0].shape, bool)
+    ink = _ink(luminances[0], levels, lossy=lossy)
+    if len(luminances) == 1:
+        return _gathered(ink, _STROKE)
+    found = _gathered(ink & _still(luminances), _STROKE)
+    if not lossy:
+        digits = np.logical_or.reduce(
+            [_gathered(_ink(image, levels, lossy=lossy), _DIGITS) for image in luminances]
+        )
+        if (digits & ~found).mean() <= _MOST_DIGITS:
+            found |= digits
+    return found
+
+
+def _ink(luminance: Luminance, levels: Sequence[int], *, lossy: bool) -> Mask:
+    """What is thin, of one of the levels, and stands out hard."""
+    image = luminance.astype(np.int16)
     found = np.zeros(image.shape, bool)
     tolerance = 8 if lossy else 0
     for level in levels:
         close = np.abs(image - level) <= tolerance
         found |= close & ~opened(close, 3)
-    low, _ = window_extremes(luminances[0], 2)
-    found &= image - low >= _HARD
-    if len(luminances) > 1:
-        found &= _still(luminances)
-    long = found & (box_sum(found, 3) >= 6)  # noqa: PLR2004 - of 49; a thin line has seven
-    return dilate(long, 2) if long.any() else long
+    low, _ = window_extremes(luminance, 2)
+    return np.asarray(found & (image - low >= _HARD))
+
+
+def _gathered(ink: Mask, fewest: int) -> Mask:
+    """The ink that lies with so much of it in a window of 7 x 7 pixels, with a margin."""
+    gathered = ink & (box_sum(ink, 3) >= fewest)
+    return dilate(gathered, 2) if gathered.any() else gathered
 
 
 def marks(luminance: Luminance, *, lossy: bool) -> Mask:

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from dicom_node.config import RegionsSection
 from dicom_node.decode import Geometry
 from dicom_node.errors import Permanent
-from dicom_node.pixels.insonation import lettering, marks, ruled
+from dicom_node.pixels.insonation import lettering, marks, ruled, strokes
 from dicom_node.regions import (
     grey_pixels,
     prove_untouched,
@@ -278,6 +278,30 @@ def test_thin_calliper_over_tissue_stays_if_text_elsewhere_has_its_level(lossy, 
     found = mapped(image, WHOLE, LossyImageCompression=lossy)
     assert not found.allowed[cross].any()
     assert found.allowed[60:90, 80:240].mean() > 0.95
+
+
+def test_digits_that_change_over_tissue_stay_where_compression_was_not_lossy() -> None:
+    """A clock or a heart rate beside the probe; alone in a still it stays as well."""
+    frames = display(10)
+    inked = np.zeros(frames.shape, bool)
+    for index, ink in enumerate(inked):
+        drawn = Image.new("1", (COLUMNS, ROWS))
+        pen = ImageDraw.Draw(drawn)
+        pen.fontmode = "1"
+        pen.text((80, 60), f"{60 + 7 * index} BPM", fill=1)
+        ink[:] = np.asarray(drawn)
+        pen.text((5, 5), "GAIN 50 DEPTH 12 MI 1.2", fill=1)
+        frames[index][np.asarray(drawn)] = 255
+    assert (inked.any(axis=0) & ~inked.all(axis=0)).sum() > 50
+    allowed = mapped(frames, WHOLE).allowed
+    assert not allowed[inked.any(axis=0)].any()
+    assert allowed[100:180, 80:240].mean() > 0.98
+
+
+def test_saturated_tissue_of_a_cine_is_not_taken_for_digits() -> None:
+    frames = display(8)
+    frames[frames > 120] = 255
+    assert strokes(list(frames), [255], lossy=False).mean() < 0.01
 
 
 def test_speckle_in_the_level_of_text_is_no_text_where_it_does_not_stand_out() -> None:
