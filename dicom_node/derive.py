@@ -141,7 +141,7 @@ def _series_number(derived: Dataset, offset: int) -> int:
 
 def _describe_pixels(derived: Dataset, source: Dataset, geometry: Geometry) -> None:
     """The Image Pixel module of 8-bit grey or RGB frames, PS3.3 C.7.6.3."""
-    was_palette = "PALETTE" in str(source.get("PhotometricInterpretation"))
+    was_palette = "PALETTE" in str(source.get("PhotometricInterpretation")).upper()
     if was_palette:
         _remove(derived, _PALETTE_TAGS + _OF_STORED_VALUES)
     if geometry.colour:

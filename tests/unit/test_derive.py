@@ -345,6 +345,14 @@ def test_attribute_that_the_source_lacks_is_not_invented(tmp_path: Path, absent:
     assert absent not in derived(tmp_path, **options)
 
 
+def test_palette_in_small_letters_leaves_no_tags_either(tmp_path: Path) -> None:
+    ds = make_us_instance(photometric="PALETTE COLOR")
+    ds.PhotometricInterpretation = "Palette Color"
+    out = derived_from(save(ds, tmp_path / "small.dcm"))
+    assert "RedPaletteColorLookupTableDescriptor" not in out
+    assert "RedPaletteColorLookupTableData" not in out
+
+
 def test_palette_becomes_grey_or_rgb_without_its_tags(tmp_path: Path) -> None:
     for colour in (False, True):
         source = make_us_instance(photometric="PALETTE COLOR", ICCProfile=b"ICC!")
