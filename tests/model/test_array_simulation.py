@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import special
 
 from model.simulation import phantoms
 from model.simulation.array import (
@@ -13,6 +14,7 @@ from model.simulation.array import (
     Probe,
     Tissue,
     array_scenes,
+    effective_looks,
     point_response,
 )
 from model.simulation.phantoms import Phantom
@@ -101,6 +103,28 @@ def test_mean_of_many_realisations_converges_to_the_target(looks, sector_angle):
     expected = np.sqrt((stack.var(0) / count).mean())
     assert abs(error.mean()) < 0.5
     assert error.std() < 1.25 * expected + 0.3
+
+
+@pytest.mark.parametrize("looks", [1, 3, 5])
+def test_reference_of_even_tissue_is_neither_too_dark_nor_too_bright(looks):
+    rng = np.random.default_rng((1, looks))
+    setting = replace(
+        Imaging.draw(rng, 160),
+        steering=tuple(np.linspace(-0.15, 0.15, looks)) if looks > 1 else (0.0,),
+        sector_angle=0.0,
+        dynamic_range_db=60.0,
+        tissue_level=0.5,
+    )
+    tissue = Tissue.of(even_tissue(160), setting)
+    assert abs((realisations(tissue, 24) - tissue.target()).mean()) < 0.3
+
+
+@pytest.mark.parametrize("powers", [[1.0, 0.0, 0.0], [5.0, 3.0, 1.0], [1.0, 0.6, 0.3, 0.1, 0.02]])
+def test_effective_looks_have_the_mean_in_decibels_of_a_sum_of_exponentials(powers):
+    drawn = np.random.default_rng(3).exponential(size=(200_000, len(powers))) @ powers
+    count = effective_looks(np.array(powers))
+    of_gamma = special.digamma(count) - np.log(count)
+    assert np.log(drawn / sum(powers)).mean() == pytest.approx(of_gamma, abs=0.01)
 
 
 def test_first_scenes_are_the_same_whatever_the_count():
