@@ -26,6 +26,7 @@ from dicom_node.errors import ConfigError
 
 _PRINTABLE = r"^[ -\[\]-~]+$"
 """ASCII without the backslash, which separates values, PS3.5 6.1 and 6.2."""
+PeerName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AETitle = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=_PRINTABLE),
@@ -266,7 +267,7 @@ class Settings(_Section):
     node: NodeSection = NodeSection()
     receive: ReceiveSection = ReceiveSection()
     tls: TlsSection = TlsSection()
-    peers: dict[str, Peer] = {}
+    peers: dict[PeerName, Peer] = {}
     assemble: AssembleSection = AssembleSection()
     despeckle: DespeckleSection = DespeckleSection()
     regions: RegionsSection = RegionsSection()

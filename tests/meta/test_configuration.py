@@ -266,6 +266,10 @@ def test_key_that_is_missing_is_named():
             r"configuration: peers\.pacs: a peer with receives",
         ),
         ({"receive": {"port": "x"}}, r"configuration: receive\.port = 'x': input should"),
+        (
+            {"peers": {"x" * 65: {"ae_title": "SECRET"}}},
+            r"configuration: peers\.x+\.\[key\].*string should have at most 64 characters",
+        ),
     ],
 )
 def test_wrong_configuration_is_told_without_the_password(document, told):
