@@ -31,6 +31,9 @@ _LONGEST_SLEEP_SECONDS: Final = 0.1
 """Timers (ARTIM, network) are looked at this often."""
 _LARGEST_PDU: Final = 1 << 24
 """A longer PDU, in bytes, is taken for garbage; senders are told a far smaller limit."""
+_ASSOCIATE_RQ: Final = b"\x01"
+_TITLES: Final = (slice(10, 26), slice(26, 42))
+"""Where such a PDU has the called and the calling AE title, PS3.8 table 9-11."""
 _SHORT: Final = 4096
 """Reads up to this many bytes (PDU headers, commands) are acknowledged at once."""
 
@@ -100,6 +103,27 @@ class EventDrivenProvider(DULServiceProvider):
             return False  # first things first
         return super()._is_transport_event() or self._process_recv_primitive()
 
+    def _decode_pdu(self, bytestream: bytearray) -> tuple[Any, str]:
+        """Decode a PDU; say so where the request for an association cannot be understood."""
+        if bytestream[:1] != _ASSOCIATE_RQ:
+            return super()._decode_pdu(bytestream)
+        for title in _TITLES:
+            bytestream[title] = without_nul(bytes(bytestream[title]))
+        try:
+            pdu, event = super()._decode_pdu(bytestream)
+            pdu.to_primitive()  # what the state machine does next, without a word where it fails
+        except Exception as error:
+            called, calling = (bytes(bytestream[title]) for title in _TITLES)
+            _log.warning(
+                "receive-not-understood",
+                called_ae=called.decode("ascii", "backslashreplace").strip(),
+                calling_ae=calling.decode("ascii", "backslashreplace").strip(),
+                address=self.assoc.requestor.address or "",
+                exception=type(error).__name__,
+            )
+            raise
+        return pdu, event
+
     def run_reactor(self) -> None:
         """Serve the association's connection until it ends."""
         try:
@@ -109,6 +133,11 @@ class EventDrivenProvider(DULServiceProvider):
             self._rope.close()
             self.work.set()
             self._ended()
+
+
+def without_nul(title: bytes) -> bytes:
+    """An AE title that some devices end with NUL, filled up with spaces as PS3.8 9.3.2 has it."""
+    return title.partition(b"\0")[0].ljust(len(title))
 
 
 class WideSocket(AssociationSocket):

@@ -37,6 +37,7 @@ from pynetdicom.sop_class import (
     StorageCommitmentPushModelInstance,
     Verification,
 )
+from pynetdicom.transport import AssociationSocket
 
 from dicom_node.attributes.identity import IMPLEMENTATION_CLASS_UID, MODEL_NAME
 from dicom_node.errors import Transient
@@ -504,6 +505,39 @@ def test_scanner_that_vanishes_within_an_object_does_not_keep_its_place(tmp_path
             association.dul.socket.socket.sendall(b"\x04\x00\x00\x00\x40\x00half")
             wait_until(lambda: not node.receiver._open, "its end")
         assert store(node, small_object()).Status == StoreStatus.SUCCESS
+
+
+def rewritten_titles(monkeypatch, rewrite):
+    """Have every requestor write its AE titles in another way, 16 bytes to 16 bytes."""
+    sent = AssociationSocket.send
+
+    def send(self, data):
+        if data[:1] == b"\x01":  # A-ASSOCIATE-RQ
+            data = data[:10] + rewrite(data[10:26]) + rewrite(data[26:42]) + data[42:]
+        return sent(self, data)
+
+    monkeypatch.setattr(AssociationSocket, "send", send)
+
+
+def test_titles_that_end_with_nul_are_understood_as_other_peers_do(node, monkeypatch):
+    rewritten_titles(monkeypatch, lambda title: title.rstrip().ljust(14, b"\0") + b"xx")
+    with structlog.testing.capture_logs() as logged:
+        assert store(node, small_object()).Status == StoreStatus.SUCCESS
+    (entry,) = [line for line in logged if line["event"] == "receive-association"]
+    assert entry["calling_ae"] == "US1"
+
+
+@pytest.mark.parametrize(("title", "told"), [(b"\xc4S1", "\\xc4S1"), (b"", "")])
+def test_caller_whose_titles_cannot_be_read_is_named_in_the_log(node, monkeypatch, title, told):
+    rewritten_titles(monkeypatch, lambda _: title.ljust(16))
+    contexts = [(Verification, ImplicitVRLittleEndian)]
+    with (
+        structlog.testing.capture_logs() as logged,
+        scanner(node.port, contexts) as association,
+    ):
+        assert association.is_aborted
+    (entry,) = [line for line in logged if line["event"] == "receive-not-understood"]
+    assert (entry["calling_ae"], entry["address"]) == (told, LOOPBACK)
 
 
 def is_abort(line):
