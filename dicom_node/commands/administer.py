@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dicom_node.audit import Event, EventName, event
+from dicom_node.audit import Event
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
@@ -364,8 +364,6 @@ def retry(ledger: Ledger, uid: str | None) -> int:
     if not count:
         console.print("nothing parked" + (f" under {uid}" if uid else ""), markup=False)
         return 1
-    scope = "all" if uid is None else ""
-    ledger.append_event(event(EventName.OPERATOR_RETRY, sop_instance_uid=uid or "", detail=scope))
     console.print(f"{count} instance{'s' if count > 1 else ''} set going again")
     return 0
 
@@ -375,7 +373,6 @@ def rederive(ledger: Ledger, uid: str) -> int:
     set_going, purged = ledger.rederive(uid)
     console = Console(highlight=False)
     if set_going:
-        ledger.append_event(event(EventName.OPERATOR_REDERIVE, detail=uid))
         console.print(f"{set_going} instance{'s' if set_going > 1 else ''} set going again")
     if purged:
         console.print(

@@ -17,7 +17,7 @@ from typing import Self
 
 import sqlalchemy as sa
 
-from dicom_node.audit import Event
+from dicom_node.audit import Event, EventName, event
 from dicom_node.ledger.arrivals import NEVER_DERIVED, ArrivalLedger, event_of, event_row
 from dicom_node.ledger.confirmations import LONGEST_PAUSE, ConfirmationLedger
 from dicom_node.ledger.deliveries import COMMITMENT_FAILED
@@ -138,7 +138,7 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
     def retry(self, *, sop_instance_uid: str | None = None, everything: bool = False) -> int:
         """Set parked work going again in the stage it failed in; return the instances.
 
-        One whose derived file is gone is derived anew.
+        One whose derived file is gone is derived anew. The audit trail says so.
 
         Parameters
         ----------
@@ -176,10 +176,18 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
             for row in parked:
                 self._move(connection, row, Stage(row.failed_stage))
                 touched.add(row.id)
+            if touched:
+                scope = "all" if everything else ""
+                line = event(
+                    EventName.OPERATOR_RETRY, sop_instance_uid=sop_instance_uid or "", detail=scope
+                )
+                connection.execute(sa.insert(events).values(**event_row(line)))
         return len(touched)
 
     def rederive(self, uid: str) -> tuple[int, int]:
         """Let instances that have ended be derived anew, by the configuration of today.
+
+        The audit trail says so.
 
         Parameters
         ----------
@@ -213,6 +221,9 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
             held = [row for row in ended if not row.files_purged]
             for row in held:
                 self._move(connection, row, Stage.DERIVE, ended_at=None)
+            if held:
+                line = event(EventName.OPERATOR_REDERIVE, detail=uid)
+                connection.execute(sa.insert(events).values(**event_row(line)))
         return len(held), len(ended) - len(held)
 
     def pull_in(self, now: datetime, longest: timedelta) -> int:
@@ -313,10 +324,10 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
         with self._database.read() as connection:
             return any(Path(path).name == file_name for path in connection.scalars(query))
 
-    def append_event(self, event: Event) -> None:
+    def append_event(self, line: Event) -> None:
         """Add a line to the audit trail."""
         with self._database.write() as connection:
-            connection.execute(sa.insert(events).values(**event_row(event)))
+            connection.execute(sa.insert(events).values(**event_row(line)))
 
     def events(
         self, after: int = 0, limit: int = 1000, uid: str | None = None

@@ -1046,6 +1046,25 @@ def test_confirmation_that_is_given_up_is_in_the_audit_trail(ledger):
         assert (line.actor, line.outcome) == ("NODE", Outcome.SERIOUS_FAILURE)
 
 
+def test_what_the_operator_sets_going_is_in_the_audit_trail(ledger):
+    assert ledger.retry(everything=True) == 0
+    assert ledger.rederive("1.1") == (0, 0)
+    assert ledger.events() == []
+    ledger.record_arrival(arrival())
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    ledger.retry(sop_instance_uid="1.2.3")
+    ledger.skip(ledger.claim_derive("w", soon()).id, "w", BAD)
+    ledger.rederive("1.1")
+    ledger.park(ledger.claim_derive("w", soon()).id, "w", BAD)
+    ledger.retry(everything=True)
+    found = lines(ledger, EventName.OPERATOR_RETRY, EventName.OPERATOR_REDERIVE)
+    assert [(line.name, line.sop_instance_uid, line.detail) for line in found] == [
+        (EventName.OPERATOR_RETRY, "1.2.3", ""),
+        (EventName.OPERATOR_REDERIVE, "", "1.1"),
+        (EventName.OPERATOR_RETRY, "", "all"),
+    ]
+
+
 def test_object_that_kills_its_workers_is_in_the_audit_trail_and_in_the_log(ledger):
     ledger.record_arrival(arrival())
     now = soon()
