@@ -212,13 +212,11 @@ class Decoder:
         """One frame of a code stream; see `_samples`."""
         syntax, layout, geometry = self.transfer_syntax, self._layout, self.geometry
         self._check_size(stored)
-        if codecs.uses_libjpeg(syntax, self._precision):
+        libjpeg = codecs.uses_libjpeg(syntax, self._precision)
+        if libjpeg:
             samples = codecs.decode_jpeg(
                 syntax, stored, geometry.rows, geometry.columns, layout.photometric
             )
-            if not codecs.comes_out_as_stored(syntax):
-                self._check_samples(samples)
-                return samples
         else:
             samples = codecs.decode_frame(
                 syntax,
@@ -229,6 +227,8 @@ class Decoder:
                 precision=self._precision,
             )
         self._check_samples(samples)
+        if libjpeg and not codecs.comes_out_as_stored(syntax):
+            return samples
         return ybr_to_rgb(samples) if layout.photometric.startswith("YBR_FULL") else samples
 
     def _displayed(self, samples: NDArray[Any]) -> Frame:

@@ -18,7 +18,7 @@ from typing import Self
 import sqlalchemy as sa
 
 from dicom_node.audit import Event, EventName, event
-from dicom_node.ledger.arrivals import NEVER_DERIVED, ArrivalLedger, event_of, event_row
+from dicom_node.ledger.arrivals import NEVER_DERIVED, ArrivalLedger, add_event, event_of
 from dicom_node.ledger.confirmations import LONGEST_PAUSE, ConfirmationLedger
 from dicom_node.ledger.deliveries import COMMITMENT_FAILED
 from dicom_node.ledger.schema import (
@@ -181,7 +181,7 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
                 line = event(
                     EventName.OPERATOR_RETRY, sop_instance_uid=sop_instance_uid or "", detail=scope
                 )
-                connection.execute(sa.insert(events).values(**event_row(line)))
+                add_event(connection, line)
         return len(touched)
 
     def rederive(self, uid: str) -> tuple[int, int]:
@@ -223,7 +223,7 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
                 self._move(connection, row, Stage.DERIVE, ended_at=None)
             if held:
                 line = event(EventName.OPERATOR_REDERIVE, detail=uid)
-                connection.execute(sa.insert(events).values(**event_row(line)))
+                add_event(connection, line)
         return len(held), len(ended) - len(held)
 
     def pull_in(self, now: datetime, longest: timedelta) -> int:
@@ -327,7 +327,7 @@ class Ledger(ArrivalLedger, WorkLedger, ConfirmationLedger):
     def append_event(self, line: Event) -> None:
         """Add a line to the audit trail."""
         with self._database.write() as connection:
-            connection.execute(sa.insert(events).values(**event_row(line)))
+            add_event(connection, line)
 
     def events(
         self, after: int = 0, limit: int = 1000, uid: str | None = None

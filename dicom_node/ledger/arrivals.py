@@ -117,7 +117,7 @@ class ArrivalLedger:
         if skip is None:
             self._note_series(connection, arrival, pending=taken)
         if taken or remark is EventName.INSTANCE_DIFFERS:
-            connection.execute(sa.insert(events).values(**_event(remark, arrival, skip)))
+            add_event(connection, _event(remark, arrival, skip))
         return taken, str(remark)
 
     def _note_series(self, connection: sa.Connection, arrival: Arrival, *, pending: bool) -> None:
@@ -221,7 +221,7 @@ class ArrivalLedger:
                     series_instance_uid=series_uid,
                     detail=reason,
                 )
-                connection.execute(sa.insert(events).values(**event_row(line)))
+                add_event(connection, line)
         return bool(released)
 
 
@@ -267,8 +267,8 @@ def _row(arrival: Arrival, skip: NodeError | None) -> dict[str, Any]:
     }
 
 
-def _event(name: EventName, arrival: Arrival, skip: NodeError | None) -> dict[str, Any]:
-    event = Event(
+def _event(name: EventName, arrival: Arrival, skip: NodeError | None) -> Event:
+    return Event(
         name=name,
         at=arrival.received_at,
         actor=arrival.calling_ae,
@@ -277,13 +277,13 @@ def _event(name: EventName, arrival: Arrival, skip: NodeError | None) -> dict[st
         sop_instance_uid=arrival.identity.sop_instance_uid,
         detail=skip.code if skip else "",
     )
-    return event_row(event)
 
 
-def event_row(event: Event) -> dict[str, Any]:
-    """The columns of an audit event."""
+def add_event(connection: sa.Connection, line: Event) -> None:
+    """Add a line to the audit trail, in the transaction of what it tells of."""
     names = [column.name for column in events.columns if column.name != "id"]
-    return {name: getattr(event, name) for name in names}
+    row = {name: getattr(line, name) for name in names}
+    connection.execute(sa.insert(events).values(**row))
 
 
 def event_of(row: Row) -> Event:

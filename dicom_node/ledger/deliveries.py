@@ -15,14 +15,13 @@ import sqlalchemy as sa
 
 from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.errors import NodeError
-from dicom_node.ledger.arrivals import event_row
+from dicom_node.ledger.arrivals import add_event
 from dicom_node.ledger.schema import (
     Database,
     Row,
     check_stage,
     check_state,
     deliveries,
-    events,
     instances,
     series,
 )
@@ -147,7 +146,7 @@ class DeliveryLedger:
             self._set_state(connection, row, DeliveryState.SENT, **fresh, **unleased(now))
             self._follow(connection, [row.instance_id])
             if line is not None:
-                connection.execute(sa.insert(events).values(**event_row(line)))
+                add_event(connection, line)
 
     def retry_delivery(self, delivery_id: int, owner: str, error: NodeError, due: datetime) -> None:
         """Give a delivery back after a failure, in the state it is in, until `due`."""
@@ -224,7 +223,7 @@ class DeliveryLedger:
             derived_instance_uid=row.sop_instance_uid,
             detail=detail,
         )
-        connection.execute(sa.insert(events).values(**event_row(line)))
+        add_event(connection, line)
 
     def _leased(self, connection: sa.Connection, delivery_id: int, owner: str) -> Row:
         """Lock a delivery's row, if `owner` may change it.

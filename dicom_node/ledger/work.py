@@ -16,7 +16,7 @@ import structlog
 
 from dicom_node.audit import Event, EventName, Outcome, event
 from dicom_node.errors import NodeError, Permanent, Transient
-from dicom_node.ledger.arrivals import event_row
+from dicom_node.ledger.arrivals import add_event
 from dicom_node.ledger.schema import (
     Database,
     Row,
@@ -25,7 +25,6 @@ from dicom_node.ledger.schema import (
     check_state,
     commitments,
     deliveries,
-    events,
     instances,
 )
 from dicom_node.records import DeliveryState, DerivedIdentity, Identity, Instance, Stage
@@ -175,7 +174,7 @@ class WorkLedger:
             row = self._held(connection, instance_id, owner)
             self._move(connection, row, Stage.DONE, ended_at=datetime.now(UTC))
             if line is not None:
-                connection.execute(sa.insert(events).values(**event_row(line)))
+                add_event(connection, line)
 
     def retry_later(self, instance_id: int, owner: str, error: NodeError, due: datetime) -> None:
         """Give an instance back after a failure; it becomes claimable at `due`."""
@@ -335,7 +334,7 @@ def _note(
         derived_instance_uid=derived_instance_uid,
         detail=detail,
     )
-    connection.execute(sa.insert(events).values(**event_row(line)))
+    add_event(connection, line)
 
 
 def failure(row: Row, error: NodeError, now: datetime) -> dict[str, Any]:
