@@ -190,14 +190,13 @@ def strokes(luminances: Sequence[Luminance], levels: Sequence[int], *, lossy: bo
     """
     if not levels:
         return np.zeros(luminances[0].shape, bool)
-    ink = _ink(luminances[0], levels, lossy=lossy)
+    inks = (_ink(image, levels, lossy=lossy) for image in luminances)
+    first = next(inks)
     if len(luminances) == 1:
-        return _gathered(ink, _STROKE)
-    found = _gathered(ink & _still(luminances), _STROKE)
+        return _gathered(first, _STROKE)
+    found = _gathered(first & _still(luminances), _STROKE)
     if not lossy:
-        digits = np.logical_or.reduce(
-            [_gathered(_ink(image, levels, lossy=lossy), _DIGITS) for image in luminances]
-        )
+        digits = np.logical_or.reduce([_gathered(ink, _DIGITS) for ink in (first, *inks)])
         if (digits & ~found).mean() <= _MOST_DIGITS:
             found |= digits
     return found
